@@ -1,0 +1,150 @@
+"""The result of a run: the document that `--json` prints, and that table, report and records are made from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = [
+    "BatchFigures", "Interval", "Latency", "MetricFigures", "MlflowLink", "Release", "RunResult", "StageFigures",
+    "VariantResult", "Verdict",
+]  # fmt: skip
+
+Verdict = Literal["pass", "fail", "inconclusive", "error", "not_run"]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Latency(_Document):
+    """Milliseconds for one batch, with the 95 % bootstrap interval of each percentile."""
+
+    p50: float
+    p50_low: float
+    p50_high: float
+    p95: float
+    p95_low: float
+    p95_high: float
+    p99: float
+    p99_low: float
+    p99_high: float
+
+
+class BatchFigures(_Document):
+    """One batch size of one variant. `settled`: the median's relative interval came under the limit in time."""
+
+    batch_size: int
+    latency_ms: Latency
+    throughput_per_s: float
+    calls: int
+    relative_interval: float
+    settled: bool
+
+
+class Interval(_Document):
+    """A figure with its two-sided 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class MetricFigures(_Document):
+    """A task metric. `drop` is relative to the baseline, as a fraction; `drop_upper` its one-sided 95 % bound."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    drop: float
+    drop_upper: float
+
+
+class VariantResult(_Document):
+    """What is known of one variant. Figures are null where they were not measured."""
+
+    name: str
+    baseline: bool = False
+    runtime: str = "onnxruntime"
+    precision: str
+    fused: bool | None = None
+    fused_speedup: float | None = None
+    """How much faster the fused graph ran than the unfused one in this variant, whichever was taken; null: no race."""
+    verdict: Verdict
+    reason: str | None = None
+    samples_needed: int | None = None
+    size_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    cold_start_ms: float | None = None
+    latency_ms: Latency | None = None
+    throughput_per_s: float | None = None
+    speedup: float | None = None
+    batches: list[BatchFigures] = []
+    fidelity: dict[str, Interval] = {}
+    """`cosine`, `agreement`, `relative_error`, each against the baseline's outputs."""
+    metric: MetricFigures | None = None
+    digest: str | None = None
+
+
+class StageFigures(_Document):
+    """One step of the run. `seconds` and `peak_memory_bytes` of a cached step are those of the run that made it."""
+
+    name: str
+    key: str
+    cached: bool
+    seconds: float
+    peak_memory_bytes: int | None = None
+    measured_at: str | None = None
+    """For measurements: when they were taken (ISO 8601, UTC), also when they are reused."""
+
+
+class Release(_Document):
+    """A published version. `new` is false when this very release was there already."""
+
+    repository: str
+    model: str
+    version: int
+    variant: str
+    digest: str
+    verified: bool
+    new: bool = True
+
+
+class MlflowLink(_Document):
+    """Where the run is recorded. `run_id` is null while the record waits in the spool."""
+
+    tracking_uri: str
+    experiment: str
+    run_id: str | None = None
+    url: str | None = None
+    spooled: str | None = None
+
+
+class RunResult(_Document):
+    """The whole run."""
+
+    status: Literal["published", "none_passed", "failed"]
+    message: str
+    job_id: str
+    model: str
+    source: str
+    source_digest: str
+    task: str
+    target: str
+    objective: str
+    metric: str | None = None
+    evidence: str
+    """What accuracy was judged on, in words."""
+    samples: int
+    release: Release | None = None
+    variants: list[VariantResult] = []
+    stages: list[StageFigures] = []
+    mlflow: MlflowLink | None = None
+    report: str | None = None
+    host: dict[str, str | int | float | list[str] | None] = {}
+    libraries: dict[str, str] = {}
+    warnings: list[str] = []
+    seconds: float = 0.0
+    peak_memory_bytes: int | None = None

@@ -1,0 +1,74 @@
+"""One way to run anything: `open_session(artifact, options)`, then `session(batch)`. One file for each engine.
+
+Comparison after conversion, check, profile and verify go through it and know nothing of the engine behind.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from model_repository.signature import Signature
+from stages.artifact import Artifact
+from stages.errors import InputError
+
+__all__ = ["RUNTIMES", "Arrays", "RuntimeOptions", "Session", "open_session"]
+
+Arrays = Mapping[str, np.ndarray]
+"""Named arrays, the first axis of each the batch."""
+
+
+class RuntimeOptions(BaseModel):
+    """How a session is opened. `threads` = 0 takes every core that the process may use."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["onnxruntime", "pytorch", "triton"] = "onnxruntime"
+    threads: int = 0
+    address: str = ""
+    """For a server: `http://host:port` or `grpc://host:port`."""
+
+
+class Session(Protocol):
+    """An opened model. Calling it runs one batch; `close` (or leaving the `with`) frees it."""
+
+    @property
+    def signature(self) -> Signature: ...
+
+    def __call__(self, batch: Arrays) -> dict[str, np.ndarray]: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+RUNTIMES: dict[str, str] = {
+    "onnxruntime": "stages.runtime.onnxruntime",
+    "pytorch": "stages.runtime.pytorch",
+    "triton": "stages.runtime.triton",
+}
+"""Where each runtime is implemented: a module with `open_session(artifact, options) -> Session`."""
+
+
+def open_session(artifact: Artifact, options: RuntimeOptions | None = None) -> Session:
+    """Open `artifact` in the runtime that `options` names.
+
+    Raises `InputError` if the artifact cannot be loaded, `RequirementError` if the runtime is not installed.
+    """
+    options = options or RuntimeOptions()
+    if options.name not in RUNTIMES:
+        raise InputError(f"there is no runtime {options.name!r}; there are {', '.join(RUNTIMES)}")
+    session: Session = importlib.import_module(RUNTIMES[options.name]).open_session(artifact, options)
+    return session
