@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration.errors import DataError
 
@@ -36,7 +37,7 @@ class Samples:
     - `{"kind": "similarity", "pairs": P, "score": [P floats]}`: samples 2i and 2i+1 belong together
     """
 
-    inputs: Mapping[str, Sequence[np.ndarray]]
+    inputs: Mapping[str, Sequence[NDArray[Any]]]
     padding: Mapping[str, float] = field(default_factory=dict)
     truth: Mapping[str, Any] | None = None
 
@@ -48,13 +49,13 @@ class Samples:
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> NDArray[Any]:
         """[N] int64: the first axis of each sample's padded inputs; 1 where nothing is padded."""
         for name in self.padding:
             return np.array([len(value) for value in self.inputs[name]], dtype=np.int64)
         return np.ones(len(self), dtype=np.int64)
 
-    def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    def batch(self, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
         """The samples at `indices` put together, padded to the longest of them."""
         arrays = {}
         for name, values in self.inputs.items():
@@ -71,7 +72,7 @@ class Samples:
                 arrays[name] = np.stack(chosen)
         return arrays
 
-    def batches(self, size: int) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+    def batches(self, size: int) -> Iterator[tuple[list[int], dict[str, NDArray[Any]]]]:
         """All samples in batches of at most `size`, of like length (so that little is padded), with their indices."""
         order = np.argsort(self.lengths(), kind="stable").tolist()
         for start in range(0, len(order), size):
@@ -83,14 +84,14 @@ class Samples:
         return Samples({name: [values[i] for i in indices] for name, values in self.inputs.items()}, self.padding)
 
     def save(self, directory: Path) -> None:
-        """Write `samples.npz` (flat values and shapes) and `samples.json` into `directory`; the same bytes each time."""
+        """Write `samples.npz` (values and shapes) and `samples.json` into `directory`, the same bytes each time."""
         arrays = {}
         for name, values in self.inputs.items():
             arrays[f"{name}/values"] = np.concatenate([np.ravel(value) for value in values])
             arrays[f"{name}/shapes"] = np.array([value.shape for value in values], dtype=np.int64).reshape(
                 len(values), -1
             )
-        np.savez(directory / _ARRAYS, **arrays)  # type: ignore[arg-type]
+        np.savez(directory / _ARRAYS, **arrays)
         about = {"inputs": list(self.inputs), "padding": dict(self.padding), "truth": self.truth}
         (directory / _ABOUT).write_text(json.dumps(about, sort_keys=True))
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
-import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from model_repository.signature import Signature
@@ -19,7 +19,7 @@ from stages.errors import InputError
 
 __all__ = ["RUNTIMES", "Arrays", "RuntimeOptions", "Session", "open_session"]
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, NDArray[Any]]
 """Named arrays, the first axis of each the batch."""
 
 
@@ -40,7 +40,7 @@ class Session(Protocol):
     @property
     def signature(self) -> Signature: ...
 
-    def __call__(self, batch: Arrays) -> dict[str, np.ndarray]: ...
+    def __call__(self, batch: Arrays) -> dict[str, NDArray[Any]]: ...
 
     def close(self) -> None: ...
 
