@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.archives import write_npz
 from calibration.errors import DataError
 
 __all__ = ["Samples"]
@@ -85,13 +87,12 @@ class Samples:
 
     def save(self, directory: Path) -> None:
         """Write `samples.npz` (values and shapes) and `samples.json` into `directory`, the same bytes each time."""
-        arrays = {}
+        arrays: dict[str, tuple[tuple[int, ...], Sequence[NDArray[Any]]]] = {}
         for name, values in self.inputs.items():
-            arrays[f"{name}/values"] = np.concatenate([np.ravel(value) for value in values])
-            arrays[f"{name}/shapes"] = np.array([value.shape for value in values], dtype=np.int64).reshape(
-                len(values), -1
-            )
-        np.savez(directory / _ARRAYS, **arrays)
+            shapes = np.array([value.shape for value in values], dtype=np.int64).reshape(len(values), -1)
+            arrays[f"{name}/values"] = ((sum(value.size for value in values),), values)
+            arrays[f"{name}/shapes"] = (shapes.shape, [shapes])
+        write_npz(directory / _ARRAYS, arrays)
         about = {"inputs": list(self.inputs), "padding": dict(self.padding), "truth": self.truth}
         (directory / _ABOUT).write_text(json.dumps(about, sort_keys=True))
 
@@ -110,6 +111,6 @@ class Samples:
                         flat[start:end].reshape(shape)
                         for start, end, shape in zip(starts, ends, shapes.tolist(), strict=True)
                     ]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise DataError(f"{directory} holds no readable samples ({error})") from error
         return cls(inputs, about["padding"], about["truth"])

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 __all__ = [
-    "BatchFigures", "Interval", "Latency", "MetricFigures", "MlflowLink", "Release", "RunResult", "StageFigures",
+    "BatchFigures", "DataFigures", "Interval", "Latency", "MetricFigures", "MlflowLink", "Release", "RunResult", "StageFigures",
     "VariantResult", "Verdict",
 ]  # fmt: skip
 
@@ -98,6 +98,18 @@ class StageFigures(_Document):
     peak_memory_bytes: int | None = None
     measured_at: str | None = None
     """For measurements: when they were taken (ISO 8601, UTC), also when they are reused."""
+    measured_on: str | None = None
+    """For measurements: the host they were taken on, also when they are reused."""
+
+
+class DataFigures(_Document):
+    """Data that the run used. `source` is what the recipe named; `digest` the SHA-256 of the samples made from it."""
+
+    role: Literal["calibration", "evaluation"]
+    name: str
+    source: str
+    digest: str
+    samples: int
 
 
 class Release(_Document):
@@ -126,6 +138,8 @@ class RunResult(_Document):
     """The whole run."""
 
     status: Literal["published", "none_passed", "failed"]
+    exit_code: int
+    """What `optimize run` exits with: 0 published, 3 none passed, 4 a stage failed, 5 something is missing here."""
     message: str
     job_id: str
     model: str
@@ -138,6 +152,11 @@ class RunResult(_Document):
     evidence: str
     """What accuracy was judged on, in words."""
     samples: int
+    data: list[DataFigures] = []
+    limits: dict[str, float] = {}
+    """The gate's limits by their names in the recipe: `max_drop`, `min_cosine`, `min_agreement`, `max_p99`, …"""
+    chosen: str | None = None
+    """The variant that was selected; known before it is published."""
     release: Release | None = None
     variants: list[VariantResult] = []
     stages: list[StageFigures] = []
@@ -146,5 +165,7 @@ class RunResult(_Document):
     host: dict[str, str | int | float | list[str] | None] = {}
     libraries: dict[str, str] = {}
     warnings: list[str] = []
+    started_at: str | None = None
+    """When the run began (ISO 8601, UTC)."""
     seconds: float = 0.0
     peak_memory_bytes: int | None = None

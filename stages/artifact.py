@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from stages.errors import InputError, StageError
@@ -56,7 +55,7 @@ class Artifact:
     digest: str
     files: Mapping[str, str]
     metadata: Mapping[str, Any]
-    made_from: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    made_from: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def write(

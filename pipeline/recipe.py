@@ -1,0 +1,216 @@
+"""The recipe: what to do with one model. YAML, the command line and Python are three spellings of it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from pipeline.units import Bytes, Fraction, Milliseconds, Seconds
+from stages.errors import InputError
+from stages.model import Task
+from stages.variants import VariantConfig, parse_variant
+
+__all__ = ["DataRecipe", "GateRecipe", "ProfileRecipe", "Recipe", "ServingRecipe"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+
+
+class DataRecipe(_Part):
+    """Data for evaluation or calibration. Written as a plain path, it means `{path: …}`."""
+
+    path: str = Field(description="file, folder or module:function")
+    columns: dict[str, str] = Field({}, description="our name for a column: its name in the data")
+    samples: int | None = Field(None, ge=1, description="use at most so many, drawn with the seed")
+    max_length: int | None = Field(None, ge=1, description="cut texts to so many tokens")
+    metric: str | None = Field(None, description="the metric to judge; default: the task's own")
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class GateRecipe(_Part):
+    """Conditions that a variant must meet to be published."""
+
+    max_drop: Fraction = Field(0.01, ge=0, le=1, description="largest relative drop of the metric")
+    min_cosine: Fraction = Field(0.99, ge=-1, le=1, description="for embeddings without labels")
+    min_agreement: Fraction = Field(0.99, ge=0, le=1, description="for classifiers without labels")
+    max_p95: Milliseconds | None = Field(None, gt=0, description="95th percentile of latency")
+    max_p99: Milliseconds | None = Field(None, gt=0, description="99th percentile of latency")
+    max_size: Bytes | None = Field(None, gt=0, description="size of the model's files")
+    min_speedup: float | None = Field(None, gt=0, description="times faster than the baseline")
+
+
+class ProfileRecipe(_Part):
+    """How speed is measured."""
+
+    batch_sizes: tuple[int, ...] = Field((1, 8, 32), min_length=1, description="the first one decides latency")
+    budget: Seconds = Field(60.0, gt=0, description="time for all variants together")
+    threads: int = Field(0, ge=0, description="threads of a session; 0: every core the process may use")
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(size < 1 for size in value):
+            raise ValueError("batch sizes are 1 or more")
+        return value
+
+
+class ServingRecipe(_Part):
+    """What the release asks of Triton."""
+
+    max_batch_size: int = Field(32, ge=0, description="0: no batching")
+    max_queue_delay: Seconds = Field(0.0005, ge=0, description="how long a request may wait for others")
+    threads: int = Field(0, ge=0, description="intra-op threads of the instance; 0: every core")
+
+
+class Recipe(_Part):
+    """Everything that `optimize run` needs to know. Only `model` must be given."""
+
+    model: str = Field(description="Hugging Face directory or hub id, .onnx, .pt2, module:function, MLflow URI")
+    name: str | None = Field(None, description="name in the model repository; default: from `model`")
+    task: Task | None = Field(None, description="default: inferred from the checkpoint")
+    target: Literal["cpu"] = "cpu"
+    evaluation: DataRecipe | None = None
+    calibration: DataRecipe | None = None
+    variants: tuple[VariantConfig, ...] = Field(
+        default_factory=lambda: (parse_variant("fp16"), parse_variant("int8-dynamic")), validate_default=False
+    )
+    fuse: Literal["measure", "always", "never"] = "measure"
+    gates: GateRecipe = GateRecipe()
+    objective: Literal["latency", "throughput", "size"] = "latency"
+    profile: ProfileRecipe = ProfileRecipe()
+    serving: ServingRecipe = ServingRecipe()
+    verify: bool = True
+    repository: str = "model_repository_out"
+    tracking_uri: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    step_timeout: Seconds = Field(1800.0, gt=0, description="a step that takes longer is stopped")
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _variants(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if not isinstance(value, (list, tuple)):
+            raise ValueError("variants is a list")
+        variants = []
+        for entry in value:
+            if isinstance(entry, VariantConfig):
+                variants.append(entry)
+                continue
+            try:
+                variants.append(parse_variant(entry))
+            except InputError as error:
+                raise ValueError(str(error)) from error
+        names = [variant.name for variant in variants]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"there are two variants named {name!r}; give one another `name`")
+        return tuple(variants)
+
+    @field_validator("model", "repository")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must not be empty")
+        return value
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str = "recipe") -> Recipe:
+        """A recipe from plain values. Raises `InputError` with the place and the nearest right key."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            lines = [_explain(problem, where) for problem in error.errors()]
+            raise InputError("\n".join(lines)) from error
+
+    @classmethod
+    def read(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """A recipe from a YAML file; relative paths in it are relative to its folder. `overrides` win.
+
+        Raises `InputError` for a file that is missing or is not YAML, and as `parse` does.
+        """
+        try:
+            values = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise InputError(f"the recipe {path} cannot be read: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise InputError(f"the recipe {path} holds no keys; it needs at least `model:`")
+        folder = path.resolve().parent
+        for keys in (("model",), ("repository",), ("evaluation", "path"), ("calibration", "path")):
+            _resolve(values, keys, folder)
+        return cls.parse(merge(values, overrides or {}), str(path))
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, with every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json", serialize_as_any=True), sort_keys=False, allow_unicode=True)
+
+
+def merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `overrides` laid over them, mappings merged key by key."""
+    merged = dict(values)
+    for key, value in overrides.items():
+        old = merged.get(key)
+        if isinstance(value, Mapping):
+            if isinstance(old, str):  # a path standing for {path: …}
+                old = {"path": old}
+            merged[key] = merge(old if isinstance(old, Mapping) else {}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _resolve(values: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None:
+    """Make a relative path in a recipe relative to the recipe's folder, if it is there or can only be a path."""
+    owner: Any = values
+    if len(keys) == 2 and isinstance(values.get(keys[0]), str):
+        keys = keys[:1]
+    for key in keys[:-1]:
+        owner = owner.get(key)
+        if not isinstance(owner, dict):
+            return
+    value = owner.get(keys[-1])
+    if not isinstance(value, str) or Path(value).is_absolute():
+        return
+    path = folder / value
+    if keys[-1] == "repository" or value.startswith(".") or path.exists():
+        owner[keys[-1]] = str(path)
+
+
+def _explain(problem: Any, where: str) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"{where}: unknown key {place!r}; {hint}"
+    if problem["type"] == "missing":
+        return f"{where}: {place!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {place}: {message}"
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that a recipe may have at a place, for the hint."""
+    fields: dict[str, FieldInfo] = Recipe.model_fields
+    for part in location:
+        annotation = fields[str(part)].annotation if str(part) in fields else None
+        for candidate in (annotation, *get_args(annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, _Part):
+                fields = candidate.model_fields
+                break
+    return list(fields)

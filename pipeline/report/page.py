@@ -1,0 +1,241 @@
+"""The report's page: what was published and why, then the evidence, from the verdicts down to the library versions."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.figures import (
+    accuracy_name, accuracy_of, bytes_text, chosen_name, in_order, number_text, percent_text, seconds_text,
+)  # fmt: skip
+from pipeline.report.batches import latency_by_batch, throughput_by_batch
+from pipeline.report.distributions import distributions
+from pipeline.report.markup import Html, element, joined
+from pipeline.report.scatter import scatter
+from pipeline.report.style import COLOURS, STYLE
+from pipeline.report.tables import data_table, facts, fidelity_table, moment, stage_table, variant_table
+from pipeline.result import RunResult, VariantResult
+from stages.errors import InputError
+
+__all__ = ["report_page", "write_report"]
+
+_WIDE, _NARROW, _HALF = 960, 358, 468
+
+
+def write_report(result: RunResult, path: Path, latencies: Path | None = None) -> None:
+    """Write the report to `path`.
+
+    `latencies` is an `.npz` with an array of milliseconds for every `<variant>/<batch size>`; without it there is no
+    chart of distributions. Raises `InputError` if it cannot be read.
+    """
+    times: dict[str, NDArray[Any]] = {}
+    if latencies is not None:
+        try:
+            with np.load(latencies, allow_pickle=False) as arrays:
+                times = {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"{latencies} holds no latencies ({error})") from error
+    path.write_text(report_page(result, times), encoding="utf-8")
+
+
+def report_page(result: RunResult, latencies: Mapping[str, NDArray[Any]] | None = None) -> str:
+    """The whole HTML document. `latencies`: milliseconds by `<variant>/<batch size>`."""
+    variants = in_order(result)
+    colours = {variant.name: COLOURS[1 + place % (len(COLOURS) - 1)] for place, variant in enumerate(_others(variants))}
+    colours.update({variant.name: COLOURS[0] for variant in variants if variant.baseline})
+    title = f"{result.model}: {result.message}"
+    body = element(
+        "main",
+        _headline(result),
+        *(element("p", warning, class_="warning") for warning in result.warnings),
+        _verdicts(result, colours),
+        _trade_off(result, colours),
+        _distributions(result, colours, latencies or {}),
+        _batches(variants, colours),
+        _evidence(result),
+        _steps(result),
+        _surroundings(result),
+    )
+    # Nothing is loaded from anywhere, and the browser is told to hold us to it.
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        element("style", STYLE),
+    )
+    return f"<!doctype html>\n{element('html', head, element('body', body), lang='en')}\n"
+
+
+def _others(variants: list[VariantResult]) -> list[VariantResult]:
+    return [variant for variant in variants if not variant.baseline]
+
+
+def _both(draw: Callable[[int], Html | None], wide: int = _WIDE) -> Html | None:
+    """A chart drawn twice, for wide and for narrow windows, so that its letters are never scaled down."""
+    broad, slim = draw(wide), draw(_NARROW)
+    if broad is None or slim is None:
+        return None
+    return element("figure", element("div", broad, class_="wide"), element("div", slim, class_="narrow"))
+
+
+def _headline(result: RunResult) -> Html:
+    release = result.release
+    if release is not None:
+        headline = f"{release.model} version {release.version}: {release.variant}"
+        place = f"{'Published' if release.new else 'Already published'} in {release.repository}. "
+        place += (
+            "A Triton server has loaded it and its answers were compared."
+            if release.verified
+            else "It was not verified with a server."
+        )
+    else:
+        headline = f"{result.model}: nothing was published"
+        place = None
+    when = f"{moment(result.started_at)}, " if result.started_at else ""
+    kicker = f"{when}{result.task}, target {result.target}, objective {result.objective}"
+    return element(
+        "header",
+        element("p", kicker, class_="kicker"),
+        element("h1", headline),
+        element("p", result.message, class_="lead"),
+        element("p", place, class_="note") if place else None,
+        _key_figures(result),
+    )
+
+
+def _key_figures(result: RunResult) -> Html | None:
+    chosen = next((variant for variant in result.variants if variant.name == chosen_name(result)), None)
+    if chosen is None:
+        return None
+    baseline = next((variant for variant in result.variants if variant.baseline), None)
+    entries: list[tuple[str, str, str]] = []
+    if chosen.latency_ms is not None:
+        before = ""
+        if baseline is not None and baseline.latency_ms is not None and baseline is not chosen:
+            before = f"{number_text(baseline.latency_ms.p50)} ms in {baseline.name}"
+        entries.append(("latency p50", f"{number_text(chosen.latency_ms.p50)} ms", before))
+    if chosen.speedup is not None and not chosen.baseline:
+        entries.append(("speed-up", f"{chosen.speedup:.2f}×", f"over {baseline.name}" if baseline else ""))
+    accuracy = accuracy_of(result, chosen)
+    if accuracy is not None:
+        note = f"{accuracy.low:.4f}–{accuracy.high:.4f}"
+        if accuracy.drop_upper is not None:
+            note = f"drop at most {percent_text(accuracy.drop_upper, 2)}"
+            if "max_drop" in result.limits:
+                note += f", {percent_text(result.limits['max_drop'], 2)} allowed"
+        entries.append((accuracy_name(result) or "", f"{accuracy.value:.4f}", note))
+    if chosen.size_bytes is not None:
+        share = ""
+        if baseline is not None and baseline.size_bytes and baseline is not chosen:
+            share = f"{percent_text(chosen.size_bytes / baseline.size_bytes, 0)} of {baseline.name}"
+        entries.append(("size", bytes_text(chosen.size_bytes), share))
+    return element(
+        "dl",
+        *(
+            element("div", element("dt", name), element("dd", value, element("small", note) if note else None))
+            for name, value, note in entries
+        ),
+        class_="key",
+    )
+
+
+def _section(title: str, *content: Html | None, note: str | None = None) -> Html | None:
+    if all(part is None for part in content):
+        return None
+    return element("section", element("h2", title), element("p", note, class_="note") if note else None, *content)
+
+
+def _verdicts(result: RunResult, colours: Mapping[str, str]) -> Html | None:
+    if not result.variants:
+        return None
+    return _section(
+        "Variants", variant_table(result, colours),
+        note="Batch size 1. ± is half the 95 % bootstrap interval. Only a variant that passes can be published.",
+    )  # fmt: skip
+
+
+def _trade_off(result: RunResult, colours: Mapping[str, str]) -> Html | None:
+    chart = _both(lambda width: scatter(result, colours, width))
+    metric = any(variant.metric is not None for variant in result.variants)
+    bars = "the vertical bar reaches down to the 95 % bound of the paired drop" if metric else "bars: 95 % intervals"
+    note = f"A disc's area is the size of the model; {bars}; discs with a broken outline did not pass."
+    return _section("Latency against accuracy", chart, note=note)
+
+
+def _distributions(
+    result: RunResult, colours: Mapping[str, str], latencies: Mapping[str, NDArray[Any]]
+) -> Html | None:
+    rows = [
+        (variant.name, latencies[f"{variant.name}/1"])
+        for variant in in_order(result)
+        if f"{variant.name}/1" in latencies
+    ]
+    chart = _both(lambda width: distributions(rows, colours, width))
+    note = "Density of the times of single calls, each scaled to its own height; the marks are p50, p95 and p99."
+    return _section("Latency distributions", chart, note=note)
+
+
+def _batches(variants: list[VariantResult], colours: Mapping[str, str]) -> Html | None:
+    latency = _both(lambda width: latency_by_batch(variants, colours, width), _HALF)
+    throughput = _both(lambda width: throughput_by_batch(variants, colours, width), _HALF)
+    if latency is None or throughput is None:
+        return None
+    legend = element(
+        "ul",
+        *(
+            element("li", element("span", class_=f"swatch {colours[variant.name]}"), variant.name)
+            for variant in variants
+            if len(variant.batches) > 1
+        ),
+        class_="legend",
+    )
+    restless = [
+        f"{variant.name} at batch {batch.batch_size} (±{percent_text(batch.relative_interval / 2, 1)})"
+        for variant in variants
+        for batch in variant.batches
+        if not batch.settled
+    ]
+    note = f"Not settled when the time was up: {', '.join(restless)}." if restless else None
+    return _section("By batch size", legend, element("div", latency, throughput, class_="pair"), note=note)
+
+
+def _evidence(result: RunResult) -> Html | None:
+    limits = {name.replace("_", " "): f"{value:g}" for name, value in result.limits.items()}
+    judged = element("p", f"Accuracy was judged on {result.evidence}.") if result.evidence else None
+    return _section(
+        "Evidence", judged, facts(limits) if limits else None, data_table(result), fidelity_table(result)
+    )  # fmt: skip
+
+
+def _steps(result: RunResult) -> Html | None:
+    if not result.stages:
+        return None
+    peak = f", highest memory {bytes_text(result.peak_memory_bytes)}" if result.peak_memory_bytes else ""
+    note = f"This run took {seconds_text(result.seconds)}{peak}. Steps from the store show what they took when made."
+    return _section("Steps", stage_table(result), note=note)
+
+
+def _surroundings(result: RunResult) -> Html | None:
+    record = result.mlflow
+    origin: dict[str, object] = {
+        "model": result.source,
+        "its digest": result.source_digest,
+        "job": result.job_id,
+        "release digest": result.release.digest if result.release else None,
+        "MLflow": record.tracking_uri if record else None,
+        "experiment": record.experiment if record else None,
+        "run": record.run_id if record else None,
+    }
+    columns = [
+        element("div", element("h3", "Host"), facts(result.host)) if result.host else None,
+        element("div", element("h3", "Libraries"), facts(result.libraries)) if result.libraries else None,
+    ]
+    return _section("Where it comes from", facts(origin), element("div", joined(columns), class_="columns"))

@@ -1,0 +1,162 @@
+"""What a finished run says on the terminal: the variants beside the baseline, why each got its verdict, what follows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.figures import (
+    VERDICT_WORDS, accuracy_name, accuracy_of, bytes_text, chosen_name, in_order, number_text, percent_text,
+    seconds_text, spread_text,
+)  # fmt: skip
+from pipeline.result import RunResult, VariantResult
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+__all__ = ["print_result"]
+
+_STYLES = {
+    "pass": "green",
+    "fail": "red",
+    "inconclusive": "yellow",
+    "error": "bold red",
+    "not_run": "dim",
+}
+_NOTHING = "–"
+_FIDELITY_HEADINGS = {"relative_error": "rel. error"}
+
+
+def print_result(result: RunResult, console: Console | None = None) -> None:
+    """Print the table and the lines below it, on stderr unless a console is given. No colours but on a terminal."""
+    if console is None:
+        from rich.console import Console
+
+        console = Console(stderr=True, highlight=False)
+    if result.variants:
+        console.print()
+        console.print(_table(result))
+    for line in _lines(result):
+        console.print(line, soft_wrap=not console.is_terminal)
+
+
+def _table(result: RunResult) -> Table:
+    from rich.box import Box
+    from rich.table import Table
+
+    # One rule under the heading and nothing else: the figures are the picture.
+    rule = Box("    \n    \n ── \n    \n    \n    \n    \n    \n", ascii=False)
+    table = Table(box=rule, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("", width=1)
+    table.add_column("variant\nverdict", min_width=14, max_width=22, overflow="fold")
+    for percentile in ("p50", "p95", "p99"):
+        table.add_column(f"{percentile}\nms", justify="right", no_wrap=True)
+    table.add_column("per s\nspeed-up", justify="right", no_wrap=True)
+    table.add_column(_accuracy_heading(result), no_wrap=True)
+    table.add_column("size\nmemory", justify="right", no_wrap=True)
+    for variant in in_order(result):
+        chosen = variant.name == chosen_name(result)
+        table.add_row("▸" if chosen else "", *_row(result, variant, chosen))
+    return table
+
+
+def _accuracy_heading(result: RunResult) -> str:
+    name = accuracy_name(result)
+    if name is None:
+        return "accuracy\n"
+    has_drop = any(variant.metric is not None for variant in result.variants)
+    return f"{_FIDELITY_HEADINGS.get(name, name)}\n{'interval, drop' if has_drop else 'interval'}"
+
+
+def _row(result: RunResult, variant: VariantResult, chosen: bool) -> list[Text]:
+    from rich.text import Text
+
+    name = Text(variant.name, style="bold" if chosen else "")
+    verdict = Text(VERDICT_WORDS[variant.verdict], style=_STYLES[variant.verdict])
+    about = ["baseline"] if variant.baseline else []
+    if variant.fused is not None:
+        about.append("fused" if variant.fused else "unfused")
+    if about:
+        verdict.append(" · " + ", ".join(about), style="not bold dim")
+    cells = [Text("\n").join([name, verdict])]
+
+    def pair(upper: str | None, lower: str | None) -> None:
+        cells.append(Text("\n").join([Text(upper or _NOTHING), Text(lower or "", style="dim")]))
+
+    latency = variant.latency_ms
+    if latency is None:
+        for _ in range(3):
+            pair(None, None)
+    else:
+        pair(number_text(latency.p50), spread_text(latency, "p50"))
+        pair(number_text(latency.p95), spread_text(latency, "p95"))
+        pair(number_text(latency.p99), spread_text(latency, "p99"))
+    per_second, speedup = variant.throughput_per_s, variant.speedup
+    pair(
+        None if per_second is None else number_text(per_second),
+        None if speedup is None else f"{speedup:.2f}×",
+    )
+    accuracy = accuracy_of(result, variant)
+    if accuracy is None:
+        pair(None, None)
+    elif accuracy.drop_upper is not None:
+        pair(f"{accuracy.value:.4f}", f"drop ≤ {percent_text(max(accuracy.drop_upper, 0), 2)}")
+    else:
+        pair(f"{accuracy.value:.4f}", f"{accuracy.low:.4f}–{accuracy.high:.4f}")
+    size, memory = variant.size_bytes, variant.peak_memory_bytes
+    pair(None if size is None else bytes_text(size), None if memory is None else bytes_text(memory))
+    return cells
+
+
+def _lines(result: RunResult) -> list[Text]:
+    from rich.text import Text
+
+    lines = []
+    reasons = [variant for variant in in_order(result) if variant.reason]
+    if result.variants:
+        lines.append(Text())
+    for variant in reasons:
+        line = Text("  ")
+        line.append(VERDICT_WORDS[variant.verdict], style=_STYLES[variant.verdict])
+        line.append(f"  {variant.name}: {variant.reason}")
+        if variant.verdict == "inconclusive" and variant.samples_needed is not None:
+            line.append(f" ({variant.samples_needed} samples would decide it; there are {result.samples})")
+        lines.append(line)
+    if reasons:
+        lines.append(Text())
+    lines.append(Text(result.message, style="bold" if result.status == "published" else "bold red"))
+    if result.release is not None:
+        lines.append(_release_line(result))
+    lines.extend(_whereabouts(result))
+    lines.extend(Text(f"warning: {warning}", style="yellow") for warning in result.warnings)
+    return lines
+
+
+def _release_line(result: RunResult) -> Text:
+    from rich.text import Text
+
+    release = result.release
+    assert release is not None
+    done = "published" if release.new else "already published:"
+    checked = "served out by Triton and compared" if release.verified else "not verified"
+    return Text(
+        f"{done} {release.model} version {release.version} ({release.variant}) in {release.repository}, {checked}"
+    )
+
+
+def _whereabouts(result: RunResult) -> list[Text]:
+    from rich.text import Text
+
+    lines = []
+    record = result.mlflow
+    if record is not None and record.spooled is not None:
+        text = f"mlflow    not recorded yet: {record.spooled}; `optimize records sync` delivers it later"
+        lines.append(Text(text, style="yellow"))
+    elif record is not None:
+        seen = record.url or f"mlflow ui --backend-store-uri {record.tracking_uri}  (experiment {record.experiment})"
+        lines.append(Text(f"mlflow    {seen}"))
+    if result.report is not None:
+        lines.append(Text(f"report    {result.report}"))
+    lines.append(Text(f"took      {seconds_text(result.seconds)}", style="dim"))
+    return lines

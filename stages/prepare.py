@@ -1,0 +1,191 @@
+"""Data to judge a model by, or to calibrate it with: read, and turned into the inputs of this model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from calibration.dataset import data_files, dataset_type, read_rows
+from calibration.functions import keep_rows, read_function
+from calibration.inputs import InputSpec
+from calibration.samples import Samples
+from calibration.tasks import ModelInputs, builtin_samples, random_samples, reads_text, samples_from_rows
+from stages.artifact import Artifact
+from stages.errors import InputError, RequirementError
+from stages.model import ASSETS, Model
+from stages.progress import Progress
+from stages.stage import Stage
+
+__all__ = ["COLLECT", "PREPARE", "CollectOptions", "PrepareOptions", "collect", "locate_data", "prepare"]
+
+BUILTIN_SAMPLES, RANDOM_SAMPLES = 256, 64
+
+
+class CollectOptions(BaseModel):
+    """A function whose rows are to be kept: `reference` is `module:function`; `rows` bounds one that never ends."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reference: str
+    rows: int | None = Field(None, ge=1)
+
+
+class PrepareOptions(BaseModel):
+    """How data become samples.
+
+    `columns` maps our name for a column to its name in the data. `samples` draws at most so many rows with `seed`,
+    stratified by label. `max_length` cuts texts to so many tokens (default: what the checkpoint says). `use` says what
+    to feed the model where no data are given: `auto` takes text that Python brings along where the model reads text,
+    and random inputs otherwise.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Literal["evaluation", "calibration"] = "evaluation"
+    columns: dict[str, str] = {}
+    samples: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0)
+    max_length: int | None = Field(None, ge=1)
+    use: Literal["auto", "builtin", "synthetic"] = "auto"
+
+
+def locate_data(reference: str) -> Artifact | None:
+    """A data set where it lies, as an artifact of kind `data`; none for `module:function` (see `collect`).
+
+    The digest is that of its files, wherever they are. Raises `DataError` if there is no such data set.
+    """
+    kind = dataset_type(reference)
+    if kind == "function":
+        return None
+    folder, names = data_files(reference)
+    path = Path(reference)
+    return Artifact.of_files(folder, "data", {"type": kind, "name": path.name or path.resolve().name}, names=names)
+
+
+def collect(options: CollectOptions, out: Path, progress: Progress) -> Artifact:
+    """Keep what a function yields as an artifact of kind `data`.
+
+    Raises `DataError` for a function that is not there or yields nothing, and for rows that cannot be kept (see
+    `calibration.functions.keep_rows`).
+    """
+    progress.update(f"collecting from {options.reference}")
+    kind, count = keep_rows(islice(read_function(options.reference), options.rows), out, options.reference)
+    return Artifact.write(out, "data", {"type": kind, "name": options.reference, "rows": count})
+
+
+def prepare(
+    model: Artifact, options: PrepareOptions, out: Path, progress: Progress, data: Artifact | None = None
+) -> Artifact:
+    """Samples for `model` from `data`, as an artifact of kind `dataset` that `Samples.load` reads.
+
+    Its metadata say what it is: `evidence` in words, `evidence_kind` (`data`, `builtin`: text that Python brings
+    along, `synthetic`: random inputs), the number of `samples`, the `truth`'s kind, the `columns` there were, the
+    `classes` by how often they occur, and the `tokens` of a text (longest and mean).
+
+    Raises `DataError` for data that are broken or do not fit the model, `RequirementError` for a missing library.
+    """
+    description = Model.of(model)
+    inputs = ModelInputs(
+        task=description.task,
+        inputs=tuple(InputSpec(spec.name, spec.dtype, spec.shape) for spec in description.signature.inputs),
+        assets=model.path / ASSETS,
+        labels=description.labels,
+    )
+    facts: dict[str, Any]
+    if data is not None:
+        samples, facts = _from_data(data, inputs, options, progress)
+    else:
+        samples, facts = _made_up(inputs, options, progress)
+    samples.save(out)
+    progress.update(facts["evidence"])
+    truth = samples.truth or {}
+    metadata = {
+        "role": options.role,
+        **facts,
+        "samples": len(samples),
+        "truth": truth.get("kind"),
+        "classes": _classes(truth, description.labels),
+        "tokens": _tokens(samples),
+    }
+    made_from = {"model": model} if data is None else {"model": model, "data": data}
+    return Artifact.write(out, "dataset", metadata, made_from)
+
+
+COLLECT = Stage(name="collect", revision=1, function=collect, libraries=("numpy",), volatile=True)
+PREPARE = Stage(
+    name="prepare",
+    revision=1,
+    function=prepare,
+    libraries=("numpy", "pillow", "tokenizers", "transformers"),
+    preload=("numpy", "calibration"),
+)
+
+
+def _from_data(
+    data: Artifact, model: ModelInputs, options: PrepareOptions, progress: Progress
+) -> tuple[Samples, dict[str, Any]]:
+    if data.kind != "data":
+        raise InputError(f"{data.path} is a {data.kind}, not data")
+    if options.use != "auto":
+        raise InputError(f"use: {options.use} says what to take where no data are given, but there are data")
+    kind, name = data.metadata["type"], data.metadata["name"]
+    path = data.path if kind in ("images", "datasets") else data.path / next(iter(data.files))
+    progress.update(f"reading {name}")
+    try:
+        rows = read_rows(path, columns=options.columns, limit=options.samples, seed=options.seed)
+    except ModuleNotFoundError as error:
+        if error.name != "datasets":
+            raise
+        raise RequirementError(str(error)) from error
+    progress.update(f"preparing {len(rows)} rows")
+    samples = samples_from_rows(rows, model, seed=options.seed, max_length=options.max_length)
+    what = "query-document pairs" if (samples.truth or {}).get("kind") == "retrieval" else "samples"
+    drawn = f"{len(rows)} of {rows.total}" if len(rows) < rows.total else f"{len(rows)}"
+    return samples, {
+        "evidence": f"{drawn} {what} of {name}",
+        "evidence_kind": "data",
+        "rows": rows.total,
+        "columns": rows.names,
+    }
+
+
+def _made_up(model: ModelInputs, options: PrepareOptions, progress: Progress) -> tuple[Samples, dict[str, Any]]:
+    missing = f"(no --{options.role} was given)"
+    if options.use == "builtin" or (options.use == "auto" and reads_text(model)):
+        progress.update("reading docstrings of the Python standard library")
+        samples = builtin_samples(
+            model,
+            options.samples or BUILTIN_SAMPLES,
+            seed=options.seed,
+            max_length=options.max_length,
+            part=options.role,
+        )
+        evidence = f"{len(samples)} docstrings of the Python standard library {missing}"
+        return samples, {"evidence": evidence, "evidence_kind": "builtin"}
+    progress.update("making random inputs")
+    # Evaluation and calibration get different numbers from one seed.
+    seed = 2 * options.seed + (options.role == "calibration")
+    samples = random_samples(model, options.samples or RANDOM_SAMPLES, seed=seed)
+    return samples, {"evidence": f"{len(samples)} random inputs {missing}", "evidence_kind": "synthetic"}
+
+
+def _classes(truth: Mapping[str, Any], labels: tuple[str, ...]) -> dict[str, int] | None:
+    if truth.get("kind") == "label":
+        counts = Counter(truth["label"])
+    elif truth.get("kind") == "labels":
+        counts = Counter(label for sample in truth["labels"] for label in sample if label >= 0)
+    else:
+        return None
+    return {labels[index] if labels else str(index): count for index, count in sorted(counts.items())}
+
+
+def _tokens(samples: Samples) -> dict[str, float] | None:
+    if not samples.padding:
+        return None
+    lengths = samples.lengths()
+    return {"longest": int(lengths.max()), "mean": round(float(lengths.mean()), 1)}

@@ -1,0 +1,179 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_repository.signature import DType, Signature, TensorSpec
+from stages.artifact import Artifact
+from stages.errors import InputError, RequirementError, StageError
+from stages.model import Model
+from stages.runtime import Arrays, RuntimeOptions
+
+__all__ = ["OnnxRuntimeSession", "open_session", "signature_of"]
+
+_DTYPES: dict[str, DType] = {
+    "tensor(bool)": "bool",
+    "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(string)": "string",
+}
+
+
+def open_session(artifact: Artifact, options: RuntimeOptions) -> OnnxRuntimeSession:
+    """Open a model artifact. Raises `InputError` if ONNX Runtime cannot load its graph."""
+    model = Model.of(artifact)
+    return OnnxRuntimeSession(model.path(artifact), options.threads, model.signature)
+
+
+def signature_of(path: Path) -> Signature:
+    """The signature of the ONNX file at `path`, with shapes inferred by ONNX Runtime.
+
+    A dynamic axis has its name in the graph; one without a name is called `batch` if it is the first axis and
+    `<tensor>_<axis>` otherwise. Raises `InputError` if ONNX Runtime cannot load the file.
+    """
+    session = _inference_session(path, threads=1, optimise=False)
+    return _signature(session)
+
+
+class OnnxRuntimeSession:
+    """A graph opened by ONNX Runtime's CPU provider: all graph optimisations, one operator at a time.
+
+    `session(batch)` checks the names and dtypes of the batch and raises `InputError` where they are not the
+    signature's; `session.run(batch)` is the same call unchecked.
+    """
+
+    def __init__(self, path: Path, threads: int = 0, signature: Signature | None = None) -> None:
+        self._session: Any = _inference_session(path, threads or len(os.sched_getaffinity(0)))
+        self._signature = signature or _signature(self._session)
+        self._dtypes = {tensor.name: _numpy_dtype(tensor.dtype) for tensor in self._signature.inputs}
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    @property
+    def signature(self) -> Signature:
+        return self._signature
+
+    def __call__(self, batch: Arrays) -> dict[str, NDArray[Any]]:
+        if batch.keys() != self._dtypes.keys() or any(
+            batch[name].dtype != dtype for name, dtype in self._dtypes.items()
+        ):
+            raise InputError(_mismatch(batch, self._signature))
+        return self.run(batch)
+
+    def run(self, batch: Arrays) -> dict[str, NDArray[Any]]:
+        """Run a batch that is known to fit the signature."""
+        if self._session is None:
+            raise StageError("the session was closed")
+        try:
+            answers = self._session.run(self._outputs, batch)
+        except _faults() as error:
+            shapes = {name: array.shape for name, array in batch.items()}
+            raise StageError(f"ONNX Runtime failed on a batch of shapes {shapes}: {error}") from error
+        return dict(zip(self._outputs, answers, strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _inference_session(path: Path, threads: int, optimise: bool = True) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RequirementError("onnxruntime is not installed: `pip install onnxruntime`") from error
+    if not path.is_file():
+        raise InputError(f"{path} is missing")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _faults() as error:
+        raise InputError(f"ONNX Runtime cannot load {path}: {error}") from error
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: a class a status code, with no class in common, and plain run-time errors."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NoSuchFile,
+        state.NotImplemented,
+        state.RuntimeException,
+        state.EPFail,
+        RuntimeError,
+    )
+
+
+def _signature(session: Any) -> Signature:
+    return Signature(
+        inputs=tuple(_spec(value) for value in session.get_inputs()),
+        outputs=tuple(_spec(value) for value in session.get_outputs()),
+    )
+
+
+def _spec(value: Any) -> TensorSpec:
+    if value.type not in _DTYPES:
+        raise InputError(f"{value.name} is a {value.type}: only dense tensors can be inputs and outputs")
+    shape = tuple(
+        axis if isinstance(axis, int) else axis or ("batch" if position == 0 else f"{value.name}_{position}")
+        for position, axis in enumerate(value.shape)
+    )
+    return TensorSpec(name=value.name, dtype=_DTYPES[value.type], shape=shape)
+
+
+def _numpy_dtype(dtype: DType) -> Any:
+    if dtype == "string":
+        return np.dtype(object)
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(dtype)
+
+
+def _mismatch(batch: Arrays, signature: Signature) -> str:
+    wanted = {tensor.name: tensor.dtype for tensor in signature.inputs}
+    missing = [name for name in wanted if name not in batch]
+    unknown = [name for name in batch if name not in wanted]
+    if missing or unknown:
+        said = [f"lacks {', '.join(missing)}"] if missing else []
+        said += [f"has {', '.join(unknown)} that the model does not know"] if unknown else []
+        return f"the batch {' and '.join(said)}; the model's inputs are {', '.join(wanted)}"
+    wrong = [
+        f"{name} is {batch[name].dtype}, the model takes {dtype}"
+        for name, dtype in wanted.items()
+        if batch[name].dtype != _numpy_dtype(dtype)
+    ]
+    return "; ".join(wrong)

@@ -1,0 +1,148 @@
+"""The command line: quick to answer, clear about mistakes, and the documented exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Classifier, Workplace
+
+HEAVY = ["torch", "transformers", "onnx", "onnxruntime", "onnxscript", "mlflow", "sklearn", "pandas", "tritonclient"]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; sys.argv = ['optimize', '--help']\n"
+        "import pipeline.cli\n"
+        "try:\n    pipeline.cli.main()\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {[*HEAVY, 'numpy', 'pydantic']} if name in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_planning_imports_nothing_heavy(classifier: Classifier) -> None:
+    program = (
+        "import sys; from pipeline import Recipe; from pipeline.job import describe_plan\n"
+        f"describe_plan(Recipe.parse({{'model': {str(classifier.model)!r}}}))\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_names_every_command_and_the_exit_codes(workplace: Workplace) -> None:
+    ended = workplace.optimize("--help")
+    assert ended.code == 0
+    for word in ("run", "serve", "versions", "promote", "rollback", "records", "doctor", "Exit codes"):
+        assert word in ended.out
+    for command in re.findall(r"^  (\w+) ", ended.out, re.MULTILINE):
+        assert workplace.optimize(command, "--help").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["rnu", "x"], "did you mean 'run'?"),
+        (["run"], "Missing argument"),
+        (["run", "absent.onnx"], "absent.onnx"),
+        (["run", "absent.yaml"], "absent.yaml cannot be read"),
+        (["run", "x.onnx", "--objective", "beauty"], "beauty"),
+        (["run", "x.onnx", "--variants", "int8-dinamic"], "int8-dynamic"),
+        (["run", "x.onnx", "--max-drop", "a bit"], "gates.max_drop"),
+        (["run", "x.onnx", "--taks", "y"], "--task"),
+        (["versions", "nowhere"], "nowhere"),
+        (["serve", "nowhere"], "nowhere"),
+        (["inspect", "nowhere.onnx"], "nowhere.onnx"),
+    ],
+)
+def test_a_wrong_command_line_is_exit_code_2(workplace: Workplace, arguments: list[str], says: str) -> None:
+    ended = workplace.optimize(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert says in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_model_near_the_misspelt_one_is_named(workplace: Workplace, classifier: Classifier) -> None:
+    os.symlink(classifier.model, workplace.path / "digits.onnx")
+    ended = workplace.optimize("run", "digit.onnx")
+    assert ended.code == 2
+    assert "digits.onnx" in ended.err
+
+
+def test_a_damaged_model_is_exit_code_2(workplace: Workplace, classifier: Classifier) -> None:
+    whole = classifier.model.read_bytes()
+    (workplace.path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    ended = workplace.optimize("run", "cut.onnx", "--evaluation", classifier.evaluation)
+    assert ended.code == 2
+    assert "cut.onnx" in ended.err
+    assert not workplace.repository.exists()
+
+
+def test_a_pickle_needs_the_flag(workplace: Workplace) -> None:
+    (workplace.path / "model.pt").write_bytes(b"\x80\x04.")
+    ended = workplace.optimize("run", "model.pt")
+    assert ended.code == 2
+    assert "--allow-pickle" in ended.err
+
+
+def _data(path: Path, case: str) -> Path:
+    x = np.zeros((4, 64), np.float32)
+    match case:
+        case "columns":
+            np.savez(path / "data.npz", y=x)
+        case "empty":
+            np.savez(path / "data.npz", x=x[:0])
+        case "nan":
+            x[2, 3] = np.nan
+            np.savez(path / "data.npz", x=x)
+        case "shape":
+            np.savez(path / "data.npz", x=x[:, :60])
+        case "absent":
+            pass
+    return path / "data.npz"
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [("columns", "'x'"), ("empty", "no samples|empty|no rows"), ("nan", "row 2|sample 2"), ("shape", "60"), ("absent", "data.npz")],
+)
+def test_wrong_data_is_exit_code_2(workplace: Workplace, classifier: Classifier, case: str, says: str) -> None:
+    ended = workplace.optimize("run", classifier.model, "--evaluation", _data(workplace.path, case))
+    assert ended.code == 2, ended.err
+    assert re.search(says, ended.err)
+    assert not workplace.repository.exists()
+
+
+def test_dry_run_prints_the_plan_and_does_nothing(workplace: Workplace, classifier: Classifier) -> None:
+    ended = workplace.optimize("run", classifier.model, "--dry-run")
+    assert ended.code == 0
+    for step in ("convert", "fuse", "int8-dynamic", "check fp32", "profile", "package", "verify", "publish"):
+        assert step in ended.out
+    assert not workplace.store.exists()
+
+
+def test_init_writes_a_recipe_that_runs(workplace: Workplace, classifier: Classifier) -> None:
+    assert workplace.optimize("init", classifier.model).code == 0
+    assert workplace.optimize("run", "optimize.yaml", "--dry-run").code == 0
+    again = workplace.optimize("init", classifier.model)
+    assert again.code == 2
+    assert "is there already" in again.err
+
+
+def test_inspect_tells_what_a_model_takes(workplace: Workplace, classifier: Classifier) -> None:
+    about = workplace.optimize("inspect", classifier.model, "--json").json
+    assert about["signature"]["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 64]}]
+    assert "int8-dynamic" in about["variants"]
+    assert "logits" in workplace.optimize("inspect", classifier.model).out
+
+
+def test_doctor_finds_this_environment_whole(workplace: Workplace) -> None:
+    ended = workplace.optimize("doctor")
+    assert ended.code == 0, ended.out
+    assert "onnxruntime" in ended.out

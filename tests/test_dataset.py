@@ -1,0 +1,352 @@
+"""Reading data sets: every form gives the same rows, a draw keeps the classes' shares, and what is broken is named."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from calibration import DataError, dataset_type, read_rows
+from calibration.dataset import data_files
+
+REVIEWS = [
+    {"text": "a fine film", "label": "positive"},
+    {"text": 'it said "so, so",\nand was', "label": "negative"},
+    {"text": "größer als erwartet, 素晴らしい", "label": "positive"},
+]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def write_datasets(path: Path, rows: list[dict[str, Any]]) -> Path:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(rows).save_to_disk(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "kind"),
+    [
+        ("reviews.jsonl", write_jsonl, "jsonl"),
+        ("reviews.csv", write_csv, "csv"),
+        ("reviews.parquet", write_parquet, "parquet"),
+        ("reviews", write_datasets, "datasets"),
+    ],
+)
+def test_every_table_gives_its_rows(tmp_path: Path, name: str, write: Any, kind: str) -> None:
+    path = write(tmp_path / name, REVIEWS)
+    rows = read_rows(path)
+    assert dataset_type(path) == kind
+    assert [dict(row) for row in rows] == REVIEWS
+    assert rows.source == name
+    assert rows.total == 3
+    assert rows.texts("text")[2].endswith("素晴らしい")
+
+
+def test_csv_and_jsonl_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbftext\nhello\n")
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "hello"}\n')
+    assert read_rows(tmp_path / "a.csv").texts("text") == read_rows(tmp_path / "a.jsonl").texts("text") == ["hello"]
+
+
+def test_an_archive_gives_one_row_a_sample(tmp_path: Path) -> None:
+    images = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
+    np.savez(tmp_path / "d.npz", x=images, labels=np.array([0, 1, 1, 0]))
+    rows = read_rows(tmp_path / "d.npz")
+    assert rows.names == ["x", "label"]
+    np.testing.assert_array_equal(rows.column("x")[2], images[2])
+    assert [int(label) for label in rows.column("label")] == [0, 1, 1, 0]
+    np.savez(tmp_path / "t.npz", x=images, labels=np.array([[0, 1]] * 4))
+    assert read_rows(tmp_path / "t.npz").names == ["x", "labels"]
+
+
+def make_images(folder: Path, names: list[str]) -> None:
+    from PIL import Image
+
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / name)
+
+
+def test_a_folder_of_images_has_one_subfolder_a_class(tmp_path: Path) -> None:
+    make_images(tmp_path, ["dog/b.png", "cat/a.png", "cat/c.JPG"])
+    (tmp_path / "cat" / "notes.txt").write_text("not an image")
+    (tmp_path / "cat" / ".hidden.png").write_text("not an image")
+    rows = read_rows(tmp_path)
+    assert [(row["image"].name, row["label"]) for row in rows] == [("a.png", "cat"), ("c.JPG", "cat"), ("b.png", "dog")]
+    assert rows.label_names == ("cat", "dog")
+    assert data_files(tmp_path) == (tmp_path, ["cat/a.png", "cat/c.JPG", "dog/b.png"])
+
+
+def test_classes_named_by_numbers_are_in_the_order_of_the_numbers(tmp_path: Path) -> None:
+    make_images(tmp_path, ["10/a.png", "9/b.png", "2/c.png"])
+    assert read_rows(tmp_path).label_names == ("2", "9", "10")
+
+
+def test_a_folder_of_images_may_have_a_list_of_labels(tmp_path: Path) -> None:
+    make_images(tmp_path, ["x.png", "deep/y.png"])
+    (tmp_path / "labels.csv").write_text("file_name,label\nx.png,cat\ndeep/y.png,dog\n")
+    rows = read_rows(tmp_path)
+    assert [(row["image"], row["label"]) for row in rows] == [
+        (tmp_path / "x.png", "cat"),
+        (tmp_path / "deep" / "y.png", "dog"),
+    ]
+    assert data_files(tmp_path)[1] == ["deep/y.png", "labels.csv", "x.png"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("../outside.png,cat", r"labels.csv, row 1: ../outside.png lies outside"),
+        ("lost.png,cat", r"labels.csv, row 1: there is no file lost.png"),
+    ],
+)
+def test_a_list_names_files_of_its_folder(tmp_path: Path, line: str, message: str) -> None:
+    make_images(tmp_path, ["outside.png", "set/in.png"])
+    (tmp_path / "set" / "labels.csv").write_text(f"image,label\n{line}\n")
+    with pytest.raises(DataError, match=message):
+        read_rows(tmp_path / "set")
+
+
+def test_a_saved_dataset_knows_the_names_of_its_classes(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    data.save_to_disk(tmp_path / "one")
+    rows = read_rows(tmp_path / "one")
+    assert rows.label_names == ("no", "yes")
+    assert rows.column("label") == [1, 0]
+    datasets.DatasetDict({"train": data, "test": data}).save_to_disk(tmp_path / "splits")
+    with pytest.raises(DataError, match=r"several splits: give one of .*splits/train, .*splits/test"):
+        read_rows(tmp_path / "splits")
+    assert read_rows(tmp_path / "splits" / "test").column("text") == ["a", "b"]
+
+
+@pytest.fixture
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "my_rows.py").write_text(
+        "import numpy as np\n"
+        "def texts():\n    yield {'text': 'a'}\n    yield {'text': 'b'}\n"
+        "def listed():\n    return [{'text': 'a'}]\n"
+        "def wrong():\n    yield {'text': 'a'}\n    yield 'b'\n"
+        "def number():\n    return 3\n"
+        "def failing():\n    yield {'text': 'a'}\n    raise OSError('the disk is gone')\n"
+    )
+    (tmp_path / "needs_more.py").write_text("import surely_not_installed\n")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("my_rows", None)
+
+
+def test_a_function_of_a_module_in_the_working_directory_gives_rows(functions: Path) -> None:
+    assert read_rows("my_rows:texts").texts("text") == ["a", "b"]
+    assert read_rows("my_rows:listed").source == "my_rows:listed"
+    assert str(functions) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("my_rows:wrong", "my_rows:wrong, row 2 is a str, not a dictionary"),
+        ("my_rows:number", "gave a int; it should yield dictionaries"),
+        ("my_rows:absent", "has no function 'absent'"),
+        ("no_such_rows:f", "there is no module 'no_such_rows'"),
+    ],
+)
+def test_a_function_that_gives_no_rows_is_named(functions: Path, reference: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_rows(reference)
+
+
+def test_what_a_function_raises_is_not_hidden(functions: Path) -> None:
+    with pytest.raises(OSError, match="the disk is gone"):
+        read_rows("my_rows:failing")
+    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
+        read_rows("needs_more:f")
+
+
+def numbered(count: int) -> list[dict[str, Any]]:
+    """Three classes with shares of 70, 20 and 10 %."""
+    return [{"text": str(i), "label": "a" if i % 10 < 7 else "b" if i % 10 < 9 else "c"} for i in range(count)]
+
+
+def test_a_draw_keeps_the_share_of_every_class_and_the_order_of_the_rows(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", numbered(200))
+    rows = read_rows(path, limit=30, seed=5)
+    assert Counter(rows.column("label")) == {"a": 21, "b": 6, "c": 3}
+    assert list(rows.numbers) == sorted(rows.numbers)
+    assert [int(text) + 1 for text in rows.texts("text")] == list(rows.numbers)
+    assert rows.total == 200
+
+
+def test_a_draw_is_the_same_for_the_same_seed_and_another_for_another(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", numbered(200))
+    first, again, other = (read_rows(path, limit=30, seed=seed).numbers for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_draw_without_labels_takes_from_everywhere(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", [{"text": str(i)} for i in range(300)])
+    numbers = np.array(read_rows(path, limit=90).numbers)
+    assert len(set(numbers.tolist())) == 90
+    assert all(((numbers > start) & (numbers <= start + 100)).sum() > 15 for start in (0, 100, 200))
+
+
+def test_a_limit_that_is_not_reached_takes_everything(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", numbered(20))
+    assert len(read_rows(path, limit=100)) == 20
+
+
+def test_a_draw_is_stratified_by_the_column_that_is_renamed_to_label(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", [{"text": r["text"], "gold": r["label"]} for r in numbered(100)])
+    rows = read_rows(path, columns={"label": "gold"}, limit=10)
+    assert Counter(rows.column("label")) == {"a": 7, "b": 2, "c": 1}
+    assert not rows.has("gold")
+
+
+def test_one_column_may_serve_twice(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", [{"sentence": "x"}])
+    rows = read_rows(path, columns={"text_a": "sentence", "text_b": "sentence"})
+    assert dict(rows.values[0]) == {"text_a": "x", "text_b": "x"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"text": "sentense"},
+            r"'text' is called 'sentense', but d.jsonl has only 'sentence'. Did you mean 'sentence'",
+        ),
+        ({"sentence": "text"}, r"Our name comes first: columns: \{text: sentence\}"),
+    ],
+)
+def test_columns_that_are_not_there_are_named(tmp_path: Path, columns: dict[str, str], message: str) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", [{"sentence": "x"}])
+    with pytest.raises(DataError, match=message):
+        read_rows(path, columns=columns)
+
+
+def test_a_missing_column_is_named_with_what_is_there_and_the_nearest(tmp_path: Path) -> None:
+    rows = read_rows(write_jsonl(tmp_path / "d.jsonl", [{"Texts": "x", "id": 1}]))
+    with pytest.raises(DataError, match=r"has no column 'text'; it has 'Texts', 'id'.*columns: \{text: Texts\}"):
+        rows.texts("text")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [({}, "line 2 has no 'text'"), ({"text": None}, "line 2 has no 'text'"), ({"text": 5}, r"should be text, it is 5")],
+)
+def test_a_row_without_its_value_is_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    rows = read_rows(write_jsonl(tmp_path / "d.jsonl", [{"text": "x"}, row]))
+    with pytest.raises(DataError, match=message):
+        rows.texts("text")
+
+
+def test_half_a_character_is_named(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"text": "fine"}\n{"text": "\\ud83d"}\n')
+    with pytest.raises(DataError, match=r"d.jsonl, line 2: 'text' holds half of a surrogate pair"):
+        read_rows(tmp_path / "d.jsonl").texts("text")
+
+
+BROKEN: dict[str, tuple[str, bytes, str]] = {
+    "json": ("d.jsonl", b'{"text": "a"}\n\n{"text": \n', "d.jsonl, line 3 is not JSON"),
+    "json list": ("d.jsonl", b'{"text": "a"}\n["b"]\n', "line 2 holds a list; a row is a JSON object"),
+    "json encoding": ("d.jsonl", '{"text": "ä"}'.encode("latin-1"), "line 1 is not UTF-8"),
+    "csv fields": ("d.csv", b"text,label\na,1\nb,c,2\n", r"row 2 \(line 3\) has 3 fields; there are 2 columns"),
+    "csv quote": ("d.csv", b'text,label\n"a,1\n', "is not CSV: unexpected end of data"),
+    "csv encoding": ("d.csv", "text\nä\n".encode("latin-1"), r"d.csv is not UTF-8 \(byte 5\)"),
+    "csv twice": ("d.csv", b"text,text\na,b\n", "names a column twice"),
+    "parquet": ("d.parquet", b"PAR1 and nothing else", "d.parquet is not a readable Parquet file"),
+    "npz": ("d.npz", b"PK\x03\x04 cut off", "d.npz is not a readable .npz"),
+    "npz empty file": ("d.npz", b"", "d.npz is not a readable .npz"),
+    "type": ("d.txt", b"text", "is no data set that can be read: give a .jsonl, .csv"),
+    "empty jsonl": ("d.jsonl", b"\n", "d.jsonl is empty"),
+    "empty csv": ("d.csv", b"", "d.csv is empty"),
+    "csv header only": ("d.csv", b"text,label\n", "d.csv is empty"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_file_is_named_with_its_place(tmp_path: Path, case: str) -> None:
+    name, content, message = BROKEN[case]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_rows(tmp_path / name)
+
+
+def test_a_bare_array_under_the_name_of_an_archive_is_named(tmp_path: Path) -> None:
+    with (tmp_path / "d.npz").open("wb") as stream:
+        np.save(stream, np.zeros(3))
+    with pytest.raises(DataError, match=r"d.npz is not a readable .npz"):
+        read_rows(tmp_path / "d.npz")
+
+
+def test_an_archive_is_never_unpickled(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.array([{"a": 1}, None], dtype=object))
+    with pytest.raises(DataError, match=r"d.npz holds Python objects, not plain arrays, and is not unpickled"):
+        read_rows(tmp_path / "d.npz")
+
+
+def test_arrays_of_an_archive_agree_on_the_samples(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.zeros((3, 2)), y=np.zeros((4, 2)))
+    with pytest.raises(DataError, match=r"different numbers of samples \(x 3, y 4\)"):
+        read_rows(tmp_path / "d.npz")
+    np.savez(tmp_path / "n.npz", x=np.float32(3))
+    with pytest.raises(DataError, match="'x' is a single number"):
+        read_rows(tmp_path / "n.npz")
+    np.savez(tmp_path / "e.npz", x=np.zeros((0, 2)))
+    with pytest.raises(DataError, match=r"e.npz is empty"):
+        read_rows(tmp_path / "e.npz")
+
+
+def test_a_path_that_is_nothing_says_what_could_be_given(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no .*lost.jsonl: give a .jsonl"):
+        read_rows(tmp_path / "lost.jsonl")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no images and no saved data set"):
+        read_rows(tmp_path / "empty")
+
+
+def test_a_damaged_saved_dataset_is_named(tmp_path: Path) -> None:
+    path = write_datasets(tmp_path / "d", REVIEWS)
+    next(path.glob("*.arrow")).write_bytes(b"nothing")
+    with pytest.raises(DataError, match="is not a readable data set"):
+        read_rows(path)
+
+
+def test_reading_plain_files_needs_no_heavy_library(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", REVIEWS)
+    program = (
+        "import sys, calibration\n"
+        f"calibration.read_rows({str(path)!r})\n"
+        "heavy = {'pandas', 'pyarrow', 'datasets', 'PIL', 'torch', 'transformers', 'tokenizers', 'onnx'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or None)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr

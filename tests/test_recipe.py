@@ -1,0 +1,91 @@
+"""Recipes: three spellings of one thing, and mistakes that are told with their remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import Recipe
+from stages.errors import InputError
+
+
+def test_yaml_command_line_and_python_say_the_same(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("{}")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        "model: org/model\nevaluation: data.jsonl\nvariants: [fp16]\ngates: {max_drop: 2%, max_p99: 50ms}\n"
+        "profile: {budget: 2m}\nserving: {max_queue_delay: 500us}\n"
+    )
+    read = Recipe.read(file)
+    written = Recipe.parse(
+        {
+            "model": "org/model",
+            "evaluation": {"path": str(tmp_path / "data.jsonl")},
+            "variants": "fp16",
+            "gates": {"max_drop": 0.02, "max_p99": 50.0},
+            "profile": {"budget": 120},
+            "serving": {"max_queue_delay": 0.0005},
+        }
+    )
+    assert read == written
+    again = tmp_path / "again.yaml"
+    again.write_text(read.to_yaml())
+    assert Recipe.read(again) == read
+
+
+def test_options_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model: a/b\nevaluation: x.jsonl\ngates: {max_drop: 2%, min_cosine: 0.9}\n")
+    recipe = Recipe.read(file, {"evaluation": {"metric": "f1"}, "gates": {"max_drop": "3%"}, "name": "c"})
+    assert recipe.evaluation is not None
+    assert (recipe.evaluation.path, recipe.evaluation.metric) == ("x.jsonl", "f1")
+    assert (recipe.gates.max_drop, recipe.gates.min_cosine, recipe.name) == (0.03, 0.9, "c")
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"model": "m", "evalution": "x"}, "unknown key 'evalution'; did you mean 'evaluation'?"),
+        ({"model": "m", "gates": {"max_dorp": "1%"}}, "unknown key 'gates.max_dorp'; did you mean 'max_drop'?"),
+        ({"model": "m", "zzz": 1}, "unknown key 'zzz'; known keys: model, name"),
+        ({}, "'model' is missing"),
+        ({"model": ""}, "model: must not be empty"),
+        ({"model": "m", "gates": {"max_p99": "50 parsecs"}}, "gates.max_p99: '50 parsecs': write a duration"),
+        ({"model": "m", "gates": {"max_drop": "many"}}, "gates.max_drop: 'many' is not a number with a unit"),
+        ({"model": "m", "gates": {"max_drop": "200%"}}, "gates.max_drop: Input should be less than or equal to 1"),
+        ({"model": "m", "variants": ["int8-dynamc"]}, "int8-dynamic"),
+        ({"model": "m", "variants": ["fp16", "fp16"]}, "two variants named 'fp16'"),
+        ({"model": "m", "objective": "beauty"}, "objective: Input should be 'latency', 'throughput' or 'size'"),
+        ({"model": "m", "profile": {"batch_sizes": [0]}}, "batch sizes are 1 or more"),
+        ({"model": "m", "task": "text-clasification"}, "task"),
+    ],
+)
+def test_mistakes_are_named(values: dict[str, object], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Recipe.parse(values, "recipe.yaml")
+    assert says in str(caught.value)
+
+
+def test_a_file_that_is_no_recipe_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        Recipe.read(tmp_path / "absent.yaml")
+    (tmp_path / "broken.yaml").write_text("model: [")
+    with pytest.raises(InputError, match="is not YAML"):
+        Recipe.read(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- model")
+    with pytest.raises(InputError, match="holds no keys"):
+        Recipe.read(tmp_path / "list.yaml")
+
+
+def test_relative_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "model.onnx").touch()
+    file = tmp_path / "here" / "recipe.yaml"
+    file.write_text("model: model.onnx\nrepository: out\ncalibration: {path: ./calibration.jsonl}\n")
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.read(file)
+    assert recipe.model == str(tmp_path / "here" / "model.onnx")
+    assert recipe.repository == str(tmp_path / "here" / "out")
+    assert recipe.calibration is not None
+    assert Path(recipe.calibration.path) == tmp_path / "here" / "calibration.jsonl"
