@@ -90,7 +90,8 @@ def _cast(array: NDArray[Any], spec: InputSpec, where: str) -> NDArray[Any]:
         if array.dtype.kind == "f" and dtype.kind == "f":
             kept = bool((np.isfinite(cast) == np.isfinite(array)).all())
         else:
-            kept = bool((cast.astype(array.dtype) == array).all())
+            # The signs are compared too: -1 as uint64 and back is -1 again.
+            kept = bool(((cast.astype(array.dtype) == array) & ((cast < 0) == (array < 0))).all())
     if not kept:
         raise DataError(
             f"{where}: {spec.name!r} holds {array.dtype} values that the model's {spec.dtype} cannot: {_short(array)}"

@@ -109,10 +109,9 @@ def random_samples(model: ModelInputs, count: int, *, seed: int = 0) -> Samples:
     axes: dict[str, int] = {}
     size = image_size(model.assets)
     for spec in model.inputs:
-        if size is not None and len(spec.shape) == 4:
-            axes |= {name: pixels for name, pixels in zip(spec.shape[2:], size, strict=True) if isinstance(name, str)}
-            if isinstance(spec.shape[1], str):
-                axes[spec.shape[1]] = 3
+        if model.task in IMAGE_TASKS and len(spec.shape) == 4:
+            known = (3, *(size or ()))
+            axes |= {name: number for name, number in zip(spec.shape[1:], known, strict=False) if isinstance(name, str)}
     return synthetic_samples(model.inputs, count, seed, axes)
 
 

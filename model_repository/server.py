@@ -26,7 +26,6 @@ from model_repository.metrics import Metrics
 __all__ = ["Server", "serve"]
 
 _CACHE_BYTES = 64 * 1024 * 1024
-_GRACE_S = 10
 _ATTEMPTS = 5
 _LOG_LINE = re.compile(r"[EF]\d{4} \S+ \d+ \S+\] (.*)")
 _STRAY_LINE = re.compile(
@@ -60,6 +59,7 @@ class Server:
         exit_on_error: bool = True,
         log: Path | None = None,
         timeout_s: float = 300,
+        grace_s: float = 10,
     ) -> None:
         self._repository = repository
         self._environment = environment
@@ -70,6 +70,7 @@ class Server:
         self._exit_on_error = exit_on_error
         self._log_path = log
         self._timeout_s = timeout_s
+        self._grace_s = grace_s
         self._log: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._prefix = ""
@@ -134,7 +135,7 @@ class Server:
             except BrokenPipeError:  # it has ended by itself
                 pass
             try:
-                process.wait(_GRACE_S + 10)
+                process.wait(self._grace_s + 10)
             except subprocess.TimeoutExpired:
                 process.kill()  # and with it, by the kernel, the server
                 process.wait()
@@ -180,7 +181,7 @@ class Server:
             f"--cache-directory={environment.caches}",
             f"--cache-config=local,size={_CACHE_BYTES}",
             f"--exit-on-error={str(self._exit_on_error).lower()}",
-            f"--exit-timeout-secs={_GRACE_S - 2}",
+            f"--exit-timeout-secs={max(1, int(self._grace_s) - 2)}",
             "--pinned-memory-pool-byte-size=0",
             f"--id={self._identity}",
             f"--http-address={self._host}",
@@ -202,7 +203,7 @@ class Server:
             self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server; nameless, so it goes with us
         program = [str(self._environment.python), "-I", "-S", str(Path(supervisor.__file__))]
         self._process = subprocess.Popen(
-            [*program, str(os.getpid()), str(_GRACE_S), *self._command()],
+            [*program, str(os.getpid()), str(self._grace_s), *self._command()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -8,9 +8,21 @@ from typing import Literal
 from pipeline.result import Latency, RunResult, VariantResult
 
 __all__ = [
-    "VERDICT_WORDS", "Accuracy", "accuracy_name", "accuracy_of", "bytes_text", "chosen_name", "in_order", "number_text",
-    "percent_text", "seconds_text", "spread_text",
-]  # fmt: skip
+    "NOTHING",
+    "VERDICT_WORDS",
+    "Accuracy",
+    "accuracy_name",
+    "accuracy_of",
+    "bytes_text",
+    "chosen_name",
+    "in_order",
+    "interval_text",
+    "number_text",
+    "percent_text",
+    "seconds_text",
+    "spread_text",
+    "times_text",
+]
 
 VERDICT_WORDS = {
     "pass": "pass",
@@ -19,6 +31,9 @@ VERDICT_WORDS = {
     "error": "error",
     "not_run": "not run",
 }
+
+NOTHING = "\N{EN DASH}"
+"""Stands where a figure was not measured."""
 
 _FIDELITIES = ("agreement", "cosine", "relative_error")
 """Which fidelity stands for all of them where no metric was measured: the one nearest to the user's question first."""
@@ -68,6 +83,16 @@ def spread_text(latency: Latency, percentile: Literal["p50", "p95", "p99"]) -> s
         return ""
     half = max(high - value, value - low) / value
     return f"±{100 * half:.0f} %" if half >= 0.0095 else f"±{100 * half:.1f} %"
+
+
+def times_text(value: float) -> str:
+    """`2.85×`."""
+    return f"{value:.2f}\N{MULTIPLICATION SIGN}"
+
+
+def interval_text(low: float, high: float, digits: int = 4) -> str:
+    """`0.8430–0.9010`."""
+    return f"{low:.{digits}f}\N{EN DASH}{high:.{digits}f}"
 
 
 @dataclass(frozen=True)

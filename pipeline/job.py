@@ -12,19 +12,17 @@ from typing import Any
 
 from model_repository import Published, Repository
 from model_repository.errors import RepositoryError, ServerError
-from pipeline.outcome import Outcome, judge_variants, limits_of
+from pipeline.outcome import Outcome, judge_variants
 from pipeline.plan import Choice, Step, measuring_plan, release_plan, variants_of
 from pipeline.recipe import DataRecipe, Recipe
-from pipeline.records import Recorder
 from pipeline.report import write_report
 from pipeline.result import DataFigures, MlflowLink, Release, RunResult, StageFigures
 from pipeline.runner import Runner, StepRecord
 from pipeline.screen import QUIET, Screen
 from pipeline.store import Store, library_versions
-from pipeline.worker import WorkerError
 from stages.artifact import Artifact, canonical_json
 from stages.errors import RequirementError, StageError
-from stages.host import host_fingerprint
+from stages.host import fingerprint_digest, host_fingerprint
 from stages.prepare import COLLECT, CollectOptions, locate_data
 from stages.select import select
 from stages.source import SOURCE, SourceOptions, locate, suggest_name
@@ -86,8 +84,10 @@ class _Job:
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self.name = recipe.name or suggest_name(recipe.model)
         self.host = host_fingerprint()
+        if record:
+            from pipeline.records import Recorder
         self.recorder = Recorder(store.path / "records", recipe.tracking_uri) if record else None
-        self.runner = Runner(store, screen, self.host["digest"], recipe.step_timeout, self._first_work)
+        self.runner = Runner(store, screen, fingerprint_digest(self.host), recipe.step_timeout, self._first_work)
         self.outcome = Outcome([], [])
         self.chosen: str | None = None
 
@@ -199,12 +199,11 @@ class _Job:
         profile = self.runner.artifacts.get("profile")
         path = self._report_path(result)
         result.report = str(path)
-        measurement = None if profile is None else profile.path
         if self.recorder is not None:
             known = self.recorder.known(result)
             if known is not None:
                 result.mlflow = known
-        write_report(result, path, measurement)
+        write_report(result, path, None if profile is None else profile.path / "latencies.npz")
         if self.report is not None:
             shutil.copyfile(path, self.report)
             result.report = str(self.report)

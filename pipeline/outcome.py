@@ -27,8 +27,8 @@ class Outcome:
     candidates: list[Candidate]
 
 
-def limits_of(recipe: Recipe) -> Limits:
-    """The recipe's gates in the form that the gate takes."""
+def limits_of(recipe: Recipe, batch_size: int) -> Limits:
+    """The recipe's gates in the form that the gate takes, those on speed for one batch size."""
     gates = recipe.gates
     return Limits(
         max_drop=gates.max_drop,
@@ -38,7 +38,7 @@ def limits_of(recipe: Recipe) -> Limits:
         max_p99_ms=gates.max_p99,
         max_size_bytes=gates.max_size,
         min_speedup=gates.min_speedup,
-        batch_size=recipe.profile.batch_sizes[0],
+        batch_size=batch_size,
     )
 
 
@@ -47,12 +47,15 @@ def judge_variants(recipe: Recipe, runner: Runner) -> Outcome:
     but the reason why."""
     profile = runner.artifacts.get("profile")
     measured: Mapping[str, Any] = profile.metadata["variants"] if profile is not None else {}
-    rows = [_judged(recipe, runner, variant, measured.get(variant.name)) for variant in variants_of(recipe)]
+    # A graph of a fixed batch size is measured at that one, whatever the recipe asks for.
+    first: int = profile.metadata["batch_sizes"][0] if profile is not None else recipe.profile.batch_sizes[0]
+    limits = limits_of(recipe, first)
+    rows = [_judged(runner, variant, limits, measured.get(variant.name)) for variant in variants_of(recipe)]
     return Outcome(rows, [_candidate(row) for row in rows])
 
 
 def _judged(
-    recipe: Recipe, runner: Runner, variant: VariantConfig, measured: Mapping[str, Any] | None
+    runner: Runner, variant: VariantConfig, limits: Limits, measured: Mapping[str, Any] | None
 ) -> VariantResult:
     row = VariantResult(
         name=variant.name,
@@ -72,7 +75,7 @@ def _judged(
             (artifact.path / name).stat().st_size for name in artifact.files if not name.startswith("assets/")
         )
     if measured is not None:
-        _figures(row, measured, recipe.profile.batch_sizes[0])
+        _figures(row, measured, limits.batch_size)
     for step in (variant.name, f"check {variant.name}"):
         if step in runner.failures:
             row.verdict, row.reason = "error", runner.failures[step].reason
@@ -85,7 +88,7 @@ def _judged(
         row.reason = "the run ended before it was measured"
         return row
     baseline = None if row.baseline else runner.artifacts[f"check {BASELINE}"]
-    _judge(row, evaluation, baseline, limits_of(recipe), measured)
+    _judge(row, evaluation, baseline, limits, measured)
     return row
 
 

@@ -23,8 +23,8 @@ __all__ = ["Choice", "Step", "measuring_plan", "release_plan", "variants_of"]
 RACE = replace(PROFILE, name="race")
 """A short profile of two graphs of one variant."""
 
-RACE_BUDGET_S = 1.5
-"""Time for deciding between two graphs of one variant; enough for some hundred calls of a small encoder."""
+RACE_BUDGET_S = 3.0
+"""Most time for deciding between two graphs of one variant; a clear winner ends it earlier."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,7 @@ def variants_of(recipe: Recipe) -> list[VariantConfig]:
 
 def measuring_plan(recipe: Recipe, *, evaluation_data: bool) -> list[Step | Choice]:
     """From the artifact `source` (and `evaluation-data`, if there is one) to checks and a profile of every variant."""
-    convert = ConvertOptions(
-        task=recipe.task, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code
-    )
+    convert = ConvertOptions(allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
     plan: list[Step | Choice] = [
         Step("convert", CONVERT, convert, {"source": "source"}),
         _prepare(recipe.evaluation, evaluation_data),
@@ -84,7 +82,9 @@ def measuring_plan(recipe: Recipe, *, evaluation_data: bool) -> list[Step | Choi
         if variant.name != BASELINE:
             inputs["reference"] = f"check {BASELINE}"
         options = CheckOptions(
-            metric=recipe.evaluation.metric if recipe.evaluation else None, threads=recipe.profile.threads
+            metric=recipe.evaluation.metric if recipe.evaluation else None,
+            runtime=variant.runtime,
+            threads=recipe.profile.threads,
         )
         # Without the baseline there is nothing to compare with: its failure is the run's.
         fails = None if variant.name == BASELINE else variant.name
@@ -137,6 +137,7 @@ def _forms(recipe: Recipe, variant: VariantConfig) -> list[Step | Choice]:
             batch_sizes=recipe.profile.batch_sizes[:1],
             budget_s=RACE_BUDGET_S,
             threads=recipe.profile.threads,
+            until="decided",
         ),
         {"data": "prepare", "unfused": unfused, "fused": fused},
         variant=variant.name,

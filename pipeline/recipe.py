@@ -155,10 +155,6 @@ class Recipe(_Part):
             _resolve(values, keys, folder)
         return cls.parse(merge(values, overrides or {}), str(path))
 
-    def to_yaml(self) -> str:
-        """The recipe as YAML, with every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json", serialize_as_any=True), sort_keys=False, allow_unicode=True)
-
 
 def merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with `overrides` laid over them, mappings merged key by key."""

@@ -89,7 +89,7 @@ class Runner:
         try:
             stored = self._stored(step, inputs)
         except (*MEANT, WorkerError) as error:
-            reason = str(error) if isinstance(error, MEANT) else f"a bug in this stage: {_last_line(str(error))}"
+            reason = str(error) if isinstance(error, MEANT) else f"a bug: {error}"
             self._screen.failed(step.name, reason)
             if step.variant is None:
                 raise
@@ -157,7 +157,3 @@ class Runner:
                     chosen = fused
         assert chosen is not None
         self.artifacts[choice.name] = chosen
-
-
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1]

@@ -1,13 +1,24 @@
-"""What a finished run says on the terminal: the variants beside the baseline, why each got its verdict, what follows."""
+"""What a finished run says on the terminal: the variants beside the baseline, their verdicts, what follows."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from pipeline.figures import (
-    VERDICT_WORDS, accuracy_name, accuracy_of, bytes_text, chosen_name, in_order, number_text, percent_text,
-    seconds_text, spread_text,
-)  # fmt: skip
+    NOTHING,
+    VERDICT_WORDS,
+    accuracy_name,
+    accuracy_of,
+    bytes_text,
+    chosen_name,
+    in_order,
+    interval_text,
+    number_text,
+    percent_text,
+    seconds_text,
+    spread_text,
+    times_text,
+)
 from pipeline.result import RunResult, VariantResult
 
 if TYPE_CHECKING:
@@ -24,7 +35,6 @@ _STYLES = {
     "error": "bold red",
     "not_run": "dim",
 }
-_NOTHING = "–"
 _FIDELITY_HEADINGS = {"relative_error": "rel. error"}
 
 
@@ -73,16 +83,15 @@ def _row(result: RunResult, variant: VariantResult, chosen: bool) -> list[Text]:
     from rich.text import Text
 
     name = Text(variant.name, style="bold" if chosen else "")
+    if variant.baseline:
+        name.append(" (baseline)", style="not bold dim")
     verdict = Text(VERDICT_WORDS[variant.verdict], style=_STYLES[variant.verdict])
-    about = ["baseline"] if variant.baseline else []
     if variant.fused is not None:
-        about.append("fused" if variant.fused else "unfused")
-    if about:
-        verdict.append(" · " + ", ".join(about), style="not bold dim")
+        verdict.append(" · fused" if variant.fused else " · unfused", style="not bold dim")
     cells = [Text("\n").join([name, verdict])]
 
     def pair(upper: str | None, lower: str | None) -> None:
-        cells.append(Text("\n").join([Text(upper or _NOTHING), Text(lower or "", style="dim")]))
+        cells.append(Text("\n").join([Text(upper or NOTHING), Text(lower or "", style="dim")]))
 
     latency = variant.latency_ms
     if latency is None:
@@ -95,7 +104,7 @@ def _row(result: RunResult, variant: VariantResult, chosen: bool) -> list[Text]:
     per_second, speedup = variant.throughput_per_s, variant.speedup
     pair(
         None if per_second is None else number_text(per_second),
-        None if speedup is None else f"{speedup:.2f}×",
+        None if speedup is None else times_text(speedup),
     )
     accuracy = accuracy_of(result, variant)
     if accuracy is None:
@@ -103,7 +112,7 @@ def _row(result: RunResult, variant: VariantResult, chosen: bool) -> list[Text]:
     elif accuracy.drop_upper is not None:
         pair(f"{accuracy.value:.4f}", f"drop ≤ {percent_text(max(accuracy.drop_upper, 0), 2)}")
     else:
-        pair(f"{accuracy.value:.4f}", f"{accuracy.low:.4f}–{accuracy.high:.4f}")
+        pair(f"{accuracy.value:.4f}", interval_text(accuracy.low, accuracy.high))
     size, memory = variant.size_bytes, variant.peak_memory_bytes
     pair(None if size is None else bytes_text(size), None if memory is None else bytes_text(memory))
     return cells

@@ -38,14 +38,13 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class WorkerError(Exception):
-    """A stage raised something that is none of the errors a stage is meant to raise: a bug. Holds its traceback."""
+    """A stage raised something that is none of the errors a stage is meant to raise: a bug. Its traceback is a note."""
 
 
 @dataclass(frozen=True)
 class _Raised:
-    error: BaseException
+    error: Exception
     trace: str
-    expected: bool
 
 
 def preload(modules: Sequence[str]) -> None:
@@ -84,10 +83,8 @@ def run_in_worker(
         _end(process)
         ours.close()
     if isinstance(outcome, _Raised):
-        if outcome.expected:
-            outcome.error.add_note(outcome.trace)
-            raise outcome.error
-        raise WorkerError(outcome.trace)
+        outcome.error.add_note(outcome.trace)
+        raise outcome.error
     if outcome is None:
         raise StageError(_why_it_died(process.exitcode, log))
     return outcome
@@ -162,15 +159,16 @@ def _work(
     try:
         function(**inputs, options=options, out=out, progress=_Sender(connection))
     except MEANT as error:
-        connection.send(_Raised(type(error)(str(error)), traceback.format_exc(), True))
+        connection.send(_Raised(type(error)(str(error)), traceback.format_exc()))
     except MemoryError:
-        connection.send(_Raised(StageError("out of memory"), traceback.format_exc(), True))
+        connection.send(_Raised(StageError("out of memory"), traceback.format_exc()))
     except OSError as error:
         # A full disk is the user's matter, and `Store.make` says what to do; anything else is told as it is.
         told = OSError(error.errno, error.strerror, error.filename)
-        connection.send(_Raised(told, traceback.format_exc(), error.errno is not None))
-    except Exception:  # noqa: BLE001 - the parent raises it again as WorkerError, with this traceback
-        connection.send(_Raised(StageError(), traceback.format_exc(), False))
+        connection.send(_Raised(told, traceback.format_exc()))
+    except Exception as error:  # noqa: BLE001 - the parent raises it again as a WorkerError
+        bug = WorkerError(f"{type(error).__name__} in the stage {function.__name__}: {error}")
+        connection.send(_Raised(bug, traceback.format_exc()))
     else:
         own = resource.getrusage(resource.RUSAGE_SELF)
         children = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from model_repository.signature import DType, Signature, TensorSpec
 from stages.artifact import Artifact, link
+from stages.convert.graph import strip
+from stages.convert.writer import write
 from stages.errors import InputError, StageError
 from stages.model import ASSETS, Model, Task
 
@@ -21,9 +23,6 @@ __all__ = [
 ]  # fmt: skip
 
 _GRAPH = "model.onnx"
-_EXTERNAL = "model.onnx.data"
-# A protobuf message ends at 2 GiB; the nodes need some of it.
-_LARGEST_IN_ONE_FILE = 2**31 - 2**26
 
 _DTYPES: dict[str, DType] = {
     "BOOL": "bool",
@@ -73,16 +72,13 @@ def write_model(
     """Write `graph` and the files of the folder `assets` into `out` as a model artifact, the same bytes each time.
 
     What an exporter notes at each node (stack traces, file names) is left out: it tells of the machine of the export,
-    not of the model. Weights go into `model.onnx.data` where they are too large for one protobuf message.
+    not of the model. Weights are streamed from where they lie, into a file beside the graph if they are very large.
 
     Raises `StageError` if the graph's inputs and outputs are not those of `signature`.
     """
-    import onnx_ir
-
     ensure_signature(graph, signature)
-    _clear_notes(graph)
-    external = _EXTERNAL if weight_bytes(graph) > _LARGEST_IN_ONE_FILE else None
-    onnx_ir.save(graph, out / _GRAPH, external_data=external)
+    strip(graph)
+    write(graph, out / _GRAPH)
     if assets is not None and assets.is_dir():
         for file in sorted(assets.rglob("*")):
             if file.is_file():
@@ -195,15 +191,3 @@ def _spec(value: ir.Value) -> TensorSpec:
         for position, axis in enumerate(value.shape)
     )
     return TensorSpec.model_validate({"name": value.name, "dtype": dtype, "shape": shape})
-
-
-def _clear_notes(graph: ir.Model) -> None:
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
-    ClearMetadataAndDocStringPass()(graph)
-    graph.graph.metadata_props.clear()
-    for part in graph.graphs():
-        values = [*part.inputs, *part.initializers.values(), *(out for node in part for out in node.outputs)]
-        for value in values:
-            value.metadata_props.clear()
-            value.doc_string = None

@@ -64,7 +64,9 @@ def locate_data(reference: str) -> Artifact | None:
         return None
     folder, names = data_files(reference)
     path = Path(reference)
-    return Artifact.of_files(folder, "data", {"type": kind, "name": path.name or path.resolve().name}, names=names)
+    return Artifact.of_files(
+        folder.absolute(), "data", {"type": kind, "name": path.name or path.resolve().name}, names=names
+    )
 
 
 def collect(options: CollectOptions, out: Path, progress: Progress) -> Artifact:

@@ -6,8 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.result import (
-    BatchFigures, DataFigures, Interval, Latency, MetricFigures, Release, RunResult, StageFigures, VariantResult,
-)  # fmt: skip
+    BatchFigures,
+    DataFigures,
+    Interval,
+    Latency,
+    MetricFigures,
+    Release,
+    RunResult,
+    StageFigures,
+    VariantResult,
+)
 
 BATCHES = (1, 8, 32)
 _SPEED = {"fp32": 12.3, "fp16": 10.9, "int8-dynamic": 4.31}
@@ -41,15 +49,29 @@ def _variant(name: str, precision: str, size: int, memory: int) -> VariantResult
         figures = latency_of(times[f"{name}/{batch}"])
         batches.append(
             BatchFigures(
-                batch_size=batch, latency_ms=figures, throughput_per_s=1000 * batch / figures.p50, calls=400,
-                relative_interval=0.02, settled=True,
-            )  # fmt: skip
+                batch_size=batch,
+                latency_ms=figures,
+                throughput_per_s=1000 * batch / figures.p50,
+                calls=400,
+                relative_interval=0.02,
+                settled=True,
+            )
         )
     return VariantResult(
-        name=name, baseline=name == "fp32", precision=precision, fused=False, verdict="pass", size_bytes=size,
-        peak_memory_bytes=memory, cold_start_ms=210.0, latency_ms=batches[0].latency_ms, batches=batches,
-        throughput_per_s=batches[0].throughput_per_s, speedup=12.3 / _SPEED[name], digest=f"{len(name):064x}",
-    )  # fmt: skip
+        name=name,
+        baseline=name == "fp32",
+        precision=precision,
+        fused=False,
+        verdict="pass",
+        size_bytes=size,
+        peak_memory_bytes=memory,
+        cold_start_ms=210.0,
+        latency_ms=batches[0].latency_ms,
+        batches=batches,
+        throughput_per_s=batches[0].throughput_per_s,
+        speedup=12.3 / _SPEED[name],
+        digest=f"{len(name):064x}",
+    )
 
 
 def example_result(metric: bool = True) -> RunResult:
@@ -64,8 +86,10 @@ def example_result(metric: bool = True) -> RunResult:
         variant.fidelity = {"cosine": Interval(value=cosine, low=2 * cosine - 1, high=(1 + cosine) / 2)}
     if metric:
         for variant, value, drop, upper in (
-            (fp32, 0.874, 0.0, 0.0), (fp16, 0.861, 0.0149, 0.0231), (int8, 0.872, 0.0023, 0.0071),
-        ):  # fmt: skip
+            (fp32, 0.874, 0.0, 0.0),
+            (fp16, 0.861, 0.0149, 0.0231),
+            (int8, 0.872, 0.0023, 0.0071),
+        ):
             variant.metric = MetricFigures(
                 name="recall@1", value=value, low=value - 0.031, high=value + 0.027, drop=drop, drop_upper=upper
             )
@@ -76,37 +100,72 @@ def example_result(metric: bool = True) -> RunResult:
         name="int4-weight-only", precision="int4", verdict="error", reason="quantise: the worker was killed (SIGSEGV)"
     )
     return RunResult(
-        status="published", exit_code=0,
+        status="published",
+        exit_code=0,
         message="int8-dynamic is published: 2.85 times as fast as fp32, recall@1 drops by at most 0.7 %",
-        job_id="minilm-0123456789abcdef", model="minilm", source="sentence-transformers/all-MiniLM-L6-v2",
-        source_digest="c0ffee" + "0" * 58, task="sentence-embedding", target="cpu", objective="latency",
+        job_id="minilm-0123456789abcdef",
+        model="minilm",
+        source="sentence-transformers/all-MiniLM-L6-v2",
+        source_digest="c0ffee" + "0" * 58,
+        task="sentence-embedding",
+        target="cpu",
+        objective="latency",
         metric="recall@1" if metric else None,
-        evidence="recall@1 on 1,200 query-document pairs, paired with the baseline" if metric
+        evidence="recall@1 on 1,200 query-document pairs, paired with the baseline"
+        if metric
         else "the baseline's own outputs on 600 samples",
         samples=1200 if metric else 600,
         data=[
-            DataFigures(role="calibration", name="docstrings.jsonl", source="data/docstrings.jsonl", digest="ca" * 32,
-                        samples=300),
-            DataFigures(role="evaluation", name="search.jsonl", source="data/search.jsonl", digest="e5" * 32,
-                        samples=1200),
+            DataFigures(
+                role="calibration",
+                name="docstrings.jsonl",
+                source="data/docstrings.jsonl",
+                digest="ca" * 32,
+                samples=300,
+            ),
+            DataFigures(
+                role="evaluation", name="search.jsonl", source="data/search.jsonl", digest="e5" * 32, samples=1200
+            ),
         ],
-        limits={"max_drop": 0.01, "min_cosine": 0.99}, chosen="int8-dynamic",
-        release=Release(repository="model_repository_out", model="minilm", version=3, variant="int8-dynamic",
-                        digest="ab" * 32, verified=True),
+        limits={"max_drop": 0.01, "min_cosine": 0.99},
+        chosen="int8-dynamic",
+        release=Release(
+            repository="model_repository_out",
+            model="minilm",
+            version=3,
+            variant="int8-dynamic",
+            digest="ab" * 32,
+            verified=True,
+        ),
         variants=[fp16, fp32, int8, broken],
         stages=[
             StageFigures(name="source", key="1" * 64, cached=False, seconds=0.31, peak_memory_bytes=96_000_000),
             StageFigures(name="convert", key="2" * 64, cached=True, seconds=14.2, peak_memory_bytes=910_000_000),
-            StageFigures(name="int8-dynamic/quantise", key="3" * 64, cached=False, seconds=2.1,
-                         peak_memory_bytes=310_000_000),
+            StageFigures(
+                name="int8-dynamic/quantise", key="3" * 64, cached=False, seconds=2.1, peak_memory_bytes=310_000_000
+            ),
             StageFigures(name="check", key="4" * 64, cached=False, seconds=21.7, peak_memory_bytes=420_000_000),
-            StageFigures(name="profile", key="5" * 64, cached=True, seconds=41.0, peak_memory_bytes=500_000_000,
-                         measured_at="2026-11-20T09:12:44+00:00", measured_on="bench-3"),
+            StageFigures(
+                name="profile",
+                key="5" * 64,
+                cached=True,
+                seconds=41.0,
+                peak_memory_bytes=500_000_000,
+                measured_at="2026-11-20T09:12:44+00:00",
+                measured_on="bench-3",
+            ),
             StageFigures(name="verify", key="6" * 64, cached=False, seconds=11.0, peak_memory_bytes=None),
         ],
-        host={"cpu": "AMD EPYC 7B13", "cores": 8, "memory_bytes": 33_500_000_000, "flags": ["avx2", "fma"],
-              "load_average": 0.4},
+        host={
+            "cpu": "AMD EPYC 7B13",
+            "cores": 8,
+            "memory_bytes": 33_500_000_000,
+            "flags": ["avx2", "fma"],
+            "load_average": 0.4,
+        },
         libraries={"onnxruntime": "1.31.1", "torch": "2.13.0", "onnx": "1.23.2", "transformers": "5.17.0"},
         warnings=["fp16: this processor has no half-precision arithmetic; the graph computes in fp32"],
-        started_at="2026-11-22T10:01:02+00:00", seconds=78.4, peak_memory_bytes=910_000_000,
-    )  # fmt: skip
+        started_at="2026-11-22T10:01:02+00:00",
+        seconds=78.4,
+        peak_memory_bytes=910_000_000,
+    )

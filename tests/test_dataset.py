@@ -6,7 +6,9 @@ import csv
 import json
 import subprocess
 import sys
+import weakref
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from calibration import DataError, dataset_type, read_rows
 from calibration.dataset import data_files
+from calibration.rows import sample
 
 REVIEWS = [
     {"text": "a fine film", "label": "positive"},
@@ -203,6 +206,27 @@ def test_a_draw_keeps_the_share_of_every_class_and_the_order_of_the_rows(tmp_pat
     assert list(rows.numbers) == sorted(rows.numbers)
     assert [int(text) + 1 for text in rows.texts("text")] == list(rows.numbers)
     assert rows.total == 200
+
+
+def test_a_draw_holds_no_more_rows_of_a_class_than_it_may_give() -> None:
+    class Held(dict[str, Any]):
+        """A row that can be watched."""
+
+    alive: weakref.WeakSet[Held] = weakref.WeakSet()
+    most = 0
+
+    def rows() -> Iterator[tuple[int, Held]]:
+        nonlocal most
+        for number in range(500):
+            row = Held(label=number % 2, number=number)
+            alive.add(row)
+            most = max(most, len(alive))
+            yield number, row
+
+    Held.__hash__ = object.__hash__  # type: ignore[assignment]
+    chosen, total = sample(rows(), 10, 0)
+    assert (len(chosen), total) == (10, 500)
+    assert most <= 2 * 10 + 2
 
 
 def test_a_draw_is_the_same_for_the_same_seed_and_another_for_another(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ def make_model(path: Path, text: str, external: bool = False, **described: objec
     (path / "assets").mkdir(parents=True)
     graph = onnx.parser.parse_model(text)
     onnx.checker.check_model(graph, full_check=True)
+    for tensor in graph.graph.initializer:  # the parser's own tensors hold no raw bytes, which alone can lie outside
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
     onnx.save_model(
         graph, path / "model.onnx", save_as_external_data=external, location="weights.bin", size_threshold=0
     )

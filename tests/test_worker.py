@@ -113,8 +113,9 @@ def test_errors_that_a_stage_means_arrive_as_they_were(tmp_path: Path) -> None:
 
 
 def test_any_other_exception_is_a_bug_and_keeps_its_traceback(tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match="ZeroDivisionError: oops"):
+    with pytest.raises(WorkerError, match="ZeroDivisionError in the stage misbehave: oops") as caught:
         work(tmp_path, "bug")
+    assert "in misbehave" in caught.value.__notes__[0]
 
 
 def test_workers_die_with_a_run_that_is_killed(tmp_path: Path) -> None:

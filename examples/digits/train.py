@@ -84,14 +84,14 @@ def write(directory: Path) -> float:
     directory.mkdir(parents=True, exist_ok=True)
     images, held_out, labels, held_out_labels = load()
     model = train(images, labels)
+    np.savez(directory / "evaluation.npz", image=held_out, labels=held_out_labels)
+    np.savez(directory / "calibration.npz", image=images[:CALIBRATION])
     example = (torch.from_numpy(images[:2]),)
     batch = torch.export.Dim("batch")
     program = torch.export.export(model, example, dynamic_shapes={"image": {0: batch}})
     unfinished = directory / "unfinished.pt2"
     torch.export.save(program, unfinished)
     unfinished.replace(directory / "digits.pt2")
-    np.savez(directory / "evaluation.npz", image=held_out, labels=held_out_labels)
-    np.savez(directory / "calibration.npz", image=images[:CALIBRATION])
     return accuracy(model, held_out, held_out_labels)
 
 

@@ -9,6 +9,7 @@ def explain(error: Exception) -> tuple[str, int]:
     """What to tell a person, and the documented exit code."""
     from calibration.errors import DataError
     from model_repository.errors import RepositoryError, ServerError
+    from pipeline.worker import WorkerError
     from stages.errors import InputError, RequirementError, StageError
 
     if isinstance(error, (InputError, DataError, RepositoryError)):
@@ -20,8 +21,9 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):
         place = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{place}", 4
+    name = "" if isinstance(error, WorkerError) else f"{type(error).__name__}: "
     return (
-        f"{type(error).__name__}: {error}\n"
+        f"{name}{error}\n"
         "This is a bug in optimize. Run the same command with --debug and report what it prints.",
         1,
     )

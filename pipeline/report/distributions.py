@@ -36,7 +36,8 @@ def density(times: Times, low: float, high: float) -> Times:
     reach = int(4 * sigma) + 1
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     smooth = np.convolve(counts, kernel)[reach : reach + _BINS]
-    return smooth / smooth.max()
+    scaled: Times = smooth / smooth.max()
+    return scaled
 
 
 def distributions(rows: Sequence[tuple[str, Times]], colours: Mapping[str, str], width: int) -> Html | None:
@@ -47,7 +48,7 @@ def distributions(rows: Sequence[tuple[str, Times]], colours: Mapping[str, str],
     frame = Frame(width, _ROW * len(rows) + 58, left=10, top=4)
     high = 1.06 * max(float(np.percentile(times, 99)) for _, times in rows)
     x = Scale(0, high, frame.left, frame.x_end)
-    marks = frame.horizontal_axis(x, linear_ticks(0, high, width // 90), "ms a call, batch 1")
+    marks = frame.horizontal_axis(x, linear_ticks(0, high, width // 70), "ms a call, batch 1")
     for index, (name, times) in enumerate(rows):
         marks += _row(name, times, frame.top + _ROW * (index + 1) + 4.0, x, colours[name])
     return canvas(frame, "Distribution of latencies, one row a variant", *marks)
@@ -68,9 +69,9 @@ def _row(name: str, times: Times, base: float, x: Scale, colour: str) -> list[Ht
         at, height = x(value), 12 if label == "p50" else 8
         marks.append(element("line", x1=at, x2=at, y1=base - height, y2=base + 3, class_=f"quantile {colour}"))
     beyond = int((times > x.high).sum())
-    words = "  ".join(f"{label} {number_text(value)}" for label, value in figures.items())
+    words = " · ".join(f"{label} {number_text(value)}" for label, value in figures.items())
     if beyond:
-        words += f"  slowest {number_text(float(times.max()))}"
+        words += f" · slowest {number_text(float(times.max()))}"
     at_right = x.end
     told = element("title", f"{len(times)} calls, {beyond} of them slower than the axis shows")
     marks.append(element("text", told, words, x=at_right, y=base - _HILL - 8, class_="tick end"))

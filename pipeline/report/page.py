@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,8 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.figures import (
-    accuracy_name, accuracy_of, bytes_text, chosen_name, in_order, number_text, percent_text, seconds_text,
-)  # fmt: skip
+    accuracy_name,
+    accuracy_of,
+    bytes_text,
+    chosen_name,
+    in_order,
+    interval_text,
+    number_text,
+    percent_text,
+    seconds_text,
+    times_text,
+)
 from pipeline.report.batches import latency_by_batch, throughput_by_batch
 from pipeline.report.distributions import distributions
 from pipeline.report.markup import Html, element, joined
@@ -40,7 +50,10 @@ def write_report(result: RunResult, path: Path, latencies: Path | None = None) -
                 times = {name: arrays[name] for name in arrays.files}
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"{latencies} holds no latencies ({error})") from error
-    path.write_text(report_page(result, times), encoding="utf-8")
+    # A new file takes the old one's place: a record may hold a hard link to the old one.
+    written = path.with_name(f".{path.name}.{os.getpid()}")
+    written.write_text(report_page(result, times), encoding="utf-8")
+    written.replace(path)
 
 
 def report_page(result: RunResult, latencies: Mapping[str, NDArray[Any]] | None = None) -> str:
@@ -61,12 +74,9 @@ def report_page(result: RunResult, latencies: Mapping[str, NDArray[Any]] | None 
         _steps(result),
         _surroundings(result),
     )
-    # Nothing is loaded from anywhere, and the browser is told to hold us to it.
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         element("title", title),
         element("style", STYLE),
@@ -123,12 +133,12 @@ def _key_figures(result: RunResult) -> Html | None:
             before = f"{number_text(baseline.latency_ms.p50)} ms in {baseline.name}"
         entries.append(("latency p50", f"{number_text(chosen.latency_ms.p50)} ms", before))
     if chosen.speedup is not None and not chosen.baseline:
-        entries.append(("speed-up", f"{chosen.speedup:.2f}×", f"over {baseline.name}" if baseline else ""))
+        entries.append(("speed-up", times_text(chosen.speedup), f"over {baseline.name}" if baseline else ""))
     accuracy = accuracy_of(result, chosen)
     if accuracy is not None:
-        note = f"{accuracy.low:.4f}–{accuracy.high:.4f}"
+        note = interval_text(accuracy.low, accuracy.high)
         if accuracy.drop_upper is not None:
-            note = f"drop at most {percent_text(accuracy.drop_upper, 2)}"
+            note = f"drop at most {percent_text(max(accuracy.drop_upper, 0), 2)}"
             if "max_drop" in result.limits:
                 note += f", {percent_text(result.limits['max_drop'], 2)} allowed"
         entries.append((accuracy_name(result) or "", f"{accuracy.value:.4f}", note))
@@ -157,9 +167,10 @@ def _verdicts(result: RunResult, colours: Mapping[str, str]) -> Html | None:
     if not result.variants:
         return None
     return _section(
-        "Variants", variant_table(result, colours),
+        "Variants",
+        variant_table(result, colours),
         note="Batch size 1. ± is half the 95 % bootstrap interval. Only a variant that passes can be published.",
-    )  # fmt: skip
+    )
 
 
 def _trade_off(result: RunResult, colours: Mapping[str, str]) -> Html | None:
@@ -170,9 +181,7 @@ def _trade_off(result: RunResult, colours: Mapping[str, str]) -> Html | None:
     return _section("Latency against accuracy", chart, note=note)
 
 
-def _distributions(
-    result: RunResult, colours: Mapping[str, str], latencies: Mapping[str, NDArray[Any]]
-) -> Html | None:
+def _distributions(result: RunResult, colours: Mapping[str, str], latencies: Mapping[str, NDArray[Any]]) -> Html | None:
     rows = [
         (variant.name, latencies[f"{variant.name}/1"])
         for variant in in_order(result)
@@ -210,9 +219,7 @@ def _batches(variants: list[VariantResult], colours: Mapping[str, str]) -> Html 
 def _evidence(result: RunResult) -> Html | None:
     limits = {name.replace("_", " "): f"{value:g}" for name, value in result.limits.items()}
     judged = element("p", f"Accuracy was judged on {result.evidence}.") if result.evidence else None
-    return _section(
-        "Evidence", judged, facts(limits) if limits else None, data_table(result), fidelity_table(result)
-    )  # fmt: skip
+    return _section("Evidence", judged, facts(limits) if limits else None, data_table(result), fidelity_table(result))
 
 
 def _steps(result: RunResult) -> Html | None:

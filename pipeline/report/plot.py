@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,9 +75,14 @@ class Frame:
 def canvas(frame: Frame, title: str, *content: Html) -> Html:
     """The SVG element. `title` is what a screen reader says of it."""
     return element(
-        "svg", *content, viewBox=f"0 0 {frame.width} {frame.height}", width=frame.width, height=frame.height,
-        role="img", aria_label=title,
-    )  # fmt: skip
+        "svg",
+        *content,
+        viewBox=f"0 0 {frame.width} {frame.height}",
+        width=frame.width,
+        height=frame.height,
+        role="img",
+        aria_label=title,
+    )
 
 
 def linear_ticks(low: float, high: float, count: int) -> list[float]:
@@ -121,7 +127,7 @@ def _tick(value: float, ticks: Sequence[float]) -> str:
         return "0"
     if value >= 10000:
         return f"{value / 1000:g}k"
-    step = min((b - a for a, b in zip(ticks, ticks[1:], strict=False)), default=abs(value))
+    step = min((b - a for a, b in itertools.pairwise(ticks)), default=abs(value))
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     if any(round(tick, digits) != round(tick, 9) for tick in ticks):  # 2.5 among 0.5, 1, …
         digits += 1

@@ -50,8 +50,8 @@ def scatter(result: RunResult, colours: Mapping[str, str], width: int) -> Html |
     y = Scale(low - margin, high + margin, frame.y_end, frame.top)
     name = accuracy_name(result) or ""
     marks = [
-        *frame.horizontal_axis(x, linear_ticks(x.low, x.high, width // 90), "latency p50, ms (batch 1)"),
-        *frame.vertical_axis(y, linear_ticks(y.low, y.high, 5), name),
+        *frame.horizontal_axis(x, linear_ticks(x.low, x.high, width // 70), "latency p50, ms (batch 1)"),
+        *frame.vertical_axis(y, linear_ticks(y.low, y.high, 7), name),
     ]
     if limit is not None:
         marks += _limit_line(frame, y(limit[0]), limit[1])
@@ -82,11 +82,17 @@ def _points(result: RunResult) -> list[_Point]:
 
 def _limit_line(frame: Frame, y: float, text: str) -> list[Html]:
     return [
-        element("rect", x=frame.left, y=y, width=frame.x_end - frame.left, height=max(frame.y_end - y, 0.0),
-                class_="forbidden"),
+        element(
+            "rect",
+            x=frame.left,
+            y=y,
+            width=frame.x_end - frame.left,
+            height=max(frame.y_end - y, 0.0),
+            class_="forbidden",
+        ),
         element("line", x1=frame.left, x2=frame.x_end, y1=y, y2=y, class_="limit"),
         element("text", text, x=frame.left + 6, y=y + 14, class_="limit-label"),
-    ]  # fmt: skip
+    ]
 
 
 def _disc(point: _Point, radius: float, colour: str, x: Scale, y: Scale) -> list[Html]:
@@ -115,8 +121,11 @@ def _labels(
         to_the_left = at + radius + 6 + 7.2 * len(words) > frame.x_end
         labels.append(
             element(
-                "text", words, x=at - radius - 6 if to_the_left else at + radius + 6, y=height + 4,
+                "text",
+                words,
+                x=at - radius - 6 if to_the_left else at + radius + 6,
+                y=height + 4,
                 class_=f"name{' end' if to_the_left else ''}{' chosen' if variant.name == chosen else ''}",
-            )  # fmt: skip
+            )
         )
     return labels

@@ -6,9 +6,20 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from pipeline.figures import (
-    VERDICT_WORDS, accuracy_name, accuracy_of, bytes_text, chosen_name, in_order, number_text, percent_text,
-    seconds_text, spread_text,
-)  # fmt: skip
+    NOTHING,
+    VERDICT_WORDS,
+    accuracy_name,
+    accuracy_of,
+    bytes_text,
+    chosen_name,
+    in_order,
+    interval_text,
+    number_text,
+    percent_text,
+    seconds_text,
+    spread_text,
+    times_text,
+)
 from pipeline.report.markup import Html, element, joined
 from pipeline.result import RunResult, StageFigures, VariantResult
 
@@ -34,7 +45,7 @@ def _variant_rows(result: RunResult, variant: VariantResult, headings: list[str]
     if variant.fused is not None:
         about.append("fused" if variant.fused else "not fused")
     if variant.fused_speedup is not None:
-        about.append(f"the fused graph {variant.fused_speedup:.2f}× as fast")
+        about.append(f"the fused graph {times_text(variant.fused_speedup)} as fast")
     swatch = element("span", class_=f"swatch {colour}")
     verdict = element("span", VERDICT_WORDS[variant.verdict], class_=f"verdict {variant.verdict}")
     cells = [
@@ -45,9 +56,14 @@ def _variant_rows(result: RunResult, variant: VariantResult, headings: list[str]
     for heading, (value, note) in zip(headings[2:], figures, strict=True):
         small = element("small", note) if note else None
         cells.append(
-            element("td", element("span", value or "–"), small, data_label=heading,
-                    class_="figure" if value else "figure empty")
-        )  # fmt: skip
+            element(
+                "td",
+                element("span", value or NOTHING),
+                small,
+                data_label=heading,
+                class_="figure" if value else "figure empty",
+            )
+        )
     chosen = "chosen" if variant.name == chosen_name(result) else ""
     row = element("tr", *cells, class_=f"{chosen}{' reasoned' if variant.reason else ''}".strip() or None)
     if not variant.reason:
@@ -68,15 +84,14 @@ def _figures(result: RunResult, variant: VariantResult) -> list[tuple[str | None
             (number_text(latency.p99), spread_text(latency, "p99")),
         ]
     figures.append((None if variant.throughput_per_s is None else number_text(variant.throughput_per_s), None))
-    figures.append((None if variant.speedup is None else f"{variant.speedup:.2f}×", None))
+    figures.append((None if variant.speedup is None else times_text(variant.speedup), None))
     accuracy = accuracy_of(result, variant)
     if accuracy is None:
         figures.append((None, None))
-    elif accuracy.drop is not None and accuracy.drop_upper is not None:
-        told = f"drop {percent_text(accuracy.drop, 2)}, at most {percent_text(accuracy.drop_upper, 2)}"
-        figures.append((f"{accuracy.value:.4f}", told))
+    elif accuracy.drop_upper is not None:
+        figures.append((f"{accuracy.value:.4f}", f"drop ≤ {percent_text(max(accuracy.drop_upper, 0), 2)}"))
     else:
-        figures.append((f"{accuracy.value:.4f}", f"{accuracy.low:.4f}–{accuracy.high:.4f}"))
+        figures.append((f"{accuracy.value:.4f}", interval_text(accuracy.low, accuracy.high)))
     size, memory, cold = variant.size_bytes, variant.peak_memory_bytes, variant.cold_start_ms
     figures.append((None if size is None else bytes_text(size), None))
     figures.append((None if memory is None else bytes_text(memory), None))
@@ -98,20 +113,24 @@ def fidelity_table(result: RunResult) -> Html | None:
         cells = [element("td", variant.name)]
         for name in names:
             interval = variant.fidelity.get(name)
-            value = "–" if interval is None else f"{interval.value:.5f}"
-            note = None if interval is None else element("small", f"{interval.low:.5f}–{interval.high:.5f}")
+            value = NOTHING if interval is None else f"{interval.value:.5f}"
+            note = None if interval is None else element("small", interval_text(interval.low, interval.high, 5))
             cells.append(element("td", element("span", value), note, class_="figure", data_label=name))
         rows.append(element("tr", *cells))
-    return element("table", element("thead", head), element("tbody", *rows), class_="cards")
+    return element("table", element("thead", head), element("tbody", *rows), class_="cards snug")
 
 
 def stage_table(result: RunResult) -> Html:
-    """Every step with its time as a bar; where it was not made now, that is said, and for measurements when and where."""
+    """Every step with its time as a bar; where it was not made now, that is said; of measurements when and where."""
     longest = max((stage.seconds for stage in result.stages), default=1.0) or 1.0
     head = element(
-        "tr", element("th", "step"), element("th", ""), element("th", "time", class_="figure"),
-        element("th", "peak memory", class_="figure"), element("th", ""),
-    )  # fmt: skip
+        "tr",
+        element("th", "step"),
+        element("th", ""),
+        element("th", "time", class_="figure"),
+        element("th", "peak memory", class_="figure"),
+        element("th", ""),
+    )
     rows = []
     for stage in result.stages:
         width = f"width: {100 * stage.seconds / longest:.1f}%"
@@ -120,13 +139,20 @@ def stage_table(result: RunResult) -> Html:
             element(
                 "tr",
                 element("td", stage.name),
-                element("td", element("span", class_=f"meter{' reused' if stage.cached else ''}", style=width),
-                        class_="track"),
+                element(
+                    "td",
+                    element("span", class_=f"meter{' reused' if stage.cached else ''}", style=width),
+                    class_="track",
+                ),
                 element("td", element("span", seconds_text(stage.seconds)), class_="figure", data_label="time"),
-                element("td", element("span", "–" if memory is None else bytes_text(memory)), data_label="peak memory",
-                        class_="figure" if memory is not None else "figure empty"),
+                element(
+                    "td",
+                    element("span", NOTHING if memory is None else bytes_text(memory)),
+                    data_label="peak memory",
+                    class_="figure" if memory is not None else "figure empty",
+                ),
                 element("td", _provenance(stage), class_="note"),
-            )  # fmt: skip
+            )
         )
     return element("table", element("thead", head), element("tbody", *rows), class_="cards")
 
@@ -152,10 +178,11 @@ def data_table(result: RunResult) -> Html | None:
             "tr",
             element("td", data.name, element("small", data.source) if data.source != data.name else None),
             element("td", data.role),
-            element("td", element("span", f"{data.samples:,}".replace(",", " ")), class_="figure",
-                    data_label="samples"),
+            element(
+                "td", element("span", f"{data.samples:,}".replace(",", " ")), class_="figure", data_label="samples"
+            ),
             element("td", element("code", data.digest)),
-        )  # fmt: skip
+        )
         for data in result.data
     ]
     return element("table", element("thead", head), element("tbody", *rows), class_="cards")

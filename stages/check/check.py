@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from calibration.samples import Samples
 from stages.artifact import Artifact
 from stages.check.fidelity import nearness
 from stages.check.metrics import metric_for, unit_of
-from stages.check.outputs import Answer, OutputSplitter, ReferenceReader, ReferenceWriter
+from stages.check.outputs import OutputSplitter, ReferenceReader, ReferenceWriter
 from stages.check.per_sample import FILE
 from stages.check.predictions import PredictionReader, head_of
 from stages.errors import InputError
@@ -33,10 +32,11 @@ _WORST = 10
 class CheckOptions(BaseModel):
     """How a model is evaluated.
 
-    `metric`: None takes the usual one for the truth that the data hold. `threads`: 0 is every usable core. `most_values` bounds what is kept of the
-    baseline's outputs, over all samples and outputs together (the default is 256 MB of float32): where they hold more,
-    the cosine and the relative error are taken over evenly spaced positions, at least one a sample. The metric, the
-    agreement and the search for NaN always see everything.
+    `metric`: None takes the usual one for the truth that the data hold. `threads`: 0 is every usable core.
+    `most_values` bounds what is kept of the baseline's outputs, over all samples and outputs together (the default is
+    256 MB of float32): where they hold more (the logits of a masked language model), the cosine and the relative error
+    are taken over evenly spaced positions, at least one a sample. The metric, the agreement and the search for NaN
+    always see everything.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,9 +62,10 @@ def check(
     holds one batch and the predictions, however many samples there are.
 
     Files: `per_sample.npz` with `cosine`, `relative_error`, `agreement` ([samples] float64, where they exist) and the
-    metric's `statistics` ([units, k] float64); for the baseline `outputs/` and `predictions.npz` too. Metadata: `metric`
-    (name, value, form, units) or null, `fidelity` (the columns' means), `samples`, `evidence`, `evidence_kind`, and
-    for a variant `worst`: the ten samples that are farthest from the baseline, worst first.
+    metric's `statistics` ([units, k] float64); for the baseline `outputs/` and `predictions.npz` too. Metadata:
+    `metric` (name, value, form, units) or null, `fidelity` (the columns' means), `decisive` (those that the gate judges
+    where there is no metric), `samples`, `evidence`, `evidence_kind`, and for a variant `worst`: the ten samples that
+    are farthest from the baseline, worst first.
 
     Raises `InputError` if the data do not fit the model or the metric does not fit the data, `StageError` if an output
     holds NaN or Inf or is not shaped like the baseline's.
@@ -86,30 +87,25 @@ def check(
     columns = {name: np.full(len(samples), np.nan) for name in ("cosine", "relative_error", "equal")}
     baseline = ReferenceReader(reference) if reference else None
     share = max(1, options.most_values // (len(samples) * len(described.signature.outputs)))
-    metadata: dict[str, Any] = {}
-
-    def note(sample: int, answer: Answer) -> None:
-        if reader:
-            reader.read(sample, answer)
-        per_position = {name: splitter.has_positions(name) for name in answer}
-        if writer:
-            writer.add(sample, answer, per_position)
-        if baseline:
-            near = nearness(sample, answer, baseline, per_position)
-            for name, column in columns.items():
-                column[sample] = getattr(near, name)
-
-    writer = None if reference else ReferenceWriter(out, len(samples), share)
-    done = 0
     runtime = RuntimeOptions(name=options.runtime, threads=options.threads)
-    with open_session(model, runtime) as session, writer or contextlib.nullcontext():
+    metadata: dict[str, Any] = {}
+    done = 0
+    with open_session(model, runtime) as session, ReferenceWriter(out, len(samples), share) as writer:
         for indices, batch in _batches(samples, described, options.batch_size):
             for sample, answer in splitter.split(indices, session(batch)):
-                note(sample, answer)
+                per_position = {name: splitter.has_positions(name) for name in answer}
+                if reader:
+                    reader.read(sample, answer)
+                if baseline:
+                    near = nearness(sample, answer, baseline, per_position)
+                    for name, column in columns.items():
+                        column[sample] = getattr(near, name)
+                else:
+                    writer.add(sample, answer, per_position)
             done += len(indices)
             progress.update("checking", done, len(samples))
-    if writer:
-        metadata["outputs"] = writer.close()
+        if baseline is None:
+            metadata["outputs"] = writer.finish()
 
     predictions = reader.predictions() if reader else None
     kept: dict[str, NDArray[Any]] = {}
@@ -130,7 +126,7 @@ def check(
         if not np.isfinite(value):
             raise InputError(f"the metric {metric.name} cannot be computed on {_evidence(data)}: nothing in it counts")
         metadata["metric"] = {"name": metric.name, "value": value, "form": metric.form, "units": unit_of(adjusted)}
-    np.savez_compressed(out / FILE, **kept)
+    np.savez_compressed(out / FILE, **kept)  # type: ignore[arg-type]
 
     about = {
         "metric": None,
@@ -189,7 +185,7 @@ def _fidelity(
 
 
 def _decisive(kept: Mapping[str, NDArray[np.float64]], reads_classes: bool) -> list[str]:
-    """A classifier must choose the same; anything else must answer the same, in each of the ways in which it answers."""
+    """A classifier must choose the same; anything else must answer the same, be it in floats or in other values."""
     if reads_classes:
         return ["agreement"]
     floats = "cosine" if "cosine" in kept else "relative_error"

@@ -61,7 +61,7 @@ def _mean_cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
     """Of rows [rows, width]. Two zero rows agree; one zero row agrees with nothing else."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     both_zero = ~(a.any(axis=1) | b.any(axis=1))
-    cosines = np.divide((a * b).sum(axis=1), norms, out=both_zero.astype(np.float64), where=norms > 0)
+    cosines = np.where(norms > 0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1), both_zero)
     return float(np.clip(cosines, -1, 1).mean())
 
 

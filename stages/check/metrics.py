@@ -254,7 +254,8 @@ def _similarity(answered: Predictions, truth: Mapping[str, Any]) -> Floats:
 
 def _normalised(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return np.divide(embeddings, norms, out=np.zeros_like(embeddings), where=norms > 0)
+    units: NDArray[np.float32] = np.divide(embeddings, norms, out=np.zeros_like(embeddings), where=norms > 0)
+    return units
 
 
 def _named(*metrics: Metric) -> dict[str, Metric]:

@@ -124,12 +124,12 @@ class ReferenceWriter:
         self._starts: dict[str, NDArray[np.int64]] = {}
         self._counts: dict[str, NDArray[np.int64]] = {}
         self._squares: dict[str, float] = {}
-        (out / "outputs").mkdir()
 
     def add(self, sample: int, answer: Answer, per_position: Mapping[str, bool]) -> None:
         for name, array in answer.items():
             kept = thinned(array, per_position[name], self._most)
             if name not in self._files:
+                (self._out / "outputs").mkdir(exist_ok=True)
                 self._files[name] = _GrowingArray(self._out / _file_of(len(self._files)), kept.dtype)
                 self._starts[name] = np.zeros(self._samples, dtype=np.int64)
                 self._counts[name] = np.zeros(self._samples, dtype=np.int64)
@@ -139,16 +139,16 @@ class ReferenceWriter:
             if kept.dtype.kind == "f":
                 self._squares[name] += float(np.square(kept, dtype=np.float64).sum())
 
-    def close(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Finish the files. Returns what `ReferenceReader` needs of the metadata."""
         index = {}
         described = []
         for number, (name, file) in enumerate(self._files.items()):
-            file.close()
+            file.finish()
             index[f"{number}/start"], index[f"{number}/count"] = self._starts[name], self._counts[name]
             scale = float(np.sqrt(self._squares[name] / self._samples))
             described.append({"name": name, "file": _file_of(number), "scale": scale})
-        np.savez(self._out / _INDEX, **index)
+        np.savez(self._out / _INDEX, **index)  # type: ignore[arg-type]
         return {"most_values": self._most, "arrays": described}
 
     def __enter__(self) -> Self:
@@ -209,14 +209,12 @@ class _GrowingArray:
         self._size += array.size
         return begin
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self.stream.seek(0)
         self._header()
         assert self.stream.tell() == self._start, "numpy left no room for a longer shape"
-        self.stream.close()
+        self.stream.flush()
 
     def _header(self) -> None:
-        descr = np.lib.format.dtype_to_descr(self._dtype)
-        np.lib.format.write_array_header_1_0(
-            self.stream, {"shape": (self._size,), "fortran_order": False, "descr": descr}
-        )
+        header = {"shape": (self._size,), "fortran_order": False, "descr": self._dtype.str}
+        np.lib.format.write_array_header_1_0(self.stream, header)  # type: ignore[no-untyped-call]

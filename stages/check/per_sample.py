@@ -26,8 +26,8 @@ class PerSample:
 
     `fidelity`: the columns of `COLUMNS` that exist, [samples] float64 each; empty for the baseline.
     `decisive`: which of them say, where there is no truth, whether the variant still does its task.
-    `statistics`: [units, k] float64 of `metric` in the given `form` (see `stages.check.metrics`), or None without truth;
-    a unit is what `units` names: samples, queries or pairs.
+    `statistics`: [units, k] float64 of `metric` in the given `form` (see `stages.check.metrics`), None without truth; a
+    unit is what `units` names: samples, queries or pairs.
     `data`: the digest of the samples, so that only like is compared with like.
     """
 
@@ -50,7 +50,7 @@ class PerSample:
         about: Mapping[str, Any] = evaluation.metadata
         with np.load(evaluation.path / FILE, allow_pickle=False) as arrays:
             columns = {name: arrays[name] for name in COLUMNS if name in arrays}
-            statistics = arrays["statistics"] if "statistics" in arrays else None
+            statistics = arrays.get("statistics")
         metric = about["metric"] or {}
         return cls(
             samples=about["samples"],

@@ -77,7 +77,7 @@ def _output_names(exported: Any) -> list[str]:
 
 
 def _axes(exported: Any, said: dict[str, dict[str, str]]) -> dict[str, dict[int, str]]:
-    """The dynamic axes of every input; axes of one size have one name."""
+    """The dynamic axes of every input; axes of one size have one name, and every first axis is the batch."""
     shapes = {
         node.name: node.meta["val"].shape
         for node in exported.graph.nodes
@@ -89,8 +89,7 @@ def _axes(exported: Any, said: dict[str, dict[str, str]]) -> dict[str, dict[int,
             for axis, size in enumerate(shape):
                 chosen = said.get(tensor, {}).get(str(axis))
                 if not isinstance(size, int) and (chosen or not given):
-                    free = "batch" if axis == 0 and "batch" not in names.values() else f"{tensor}_{axis}"
-                    names.setdefault(str(size), chosen or free)
+                    names.setdefault(str(size), chosen or ("batch" if axis == 0 else f"{tensor}_{axis}"))
     return {
         tensor: {axis: names[str(size)] for axis, size in enumerate(shape) if not isinstance(size, int)}
         for tensor, shape in shapes.items()

@@ -86,21 +86,20 @@ def load(source: Artifact, allow_pickle: bool, trust_remote_code: bool) -> Progr
 
 
 def _model(path: Path, task: str, trust_remote_code: bool, allow_pickle: bool) -> tuple[Any, set[str]]:
-    import torch
     from safetensors import SafetensorError
-    from transformers import AutoConfig
-    from transformers.models.auto import modeling_auto
 
-    import stages.convert.preload  # noqa: F401 (before transformers is imported elsewhere)
+    from stages.convert.preload import torch, transformers
 
     with _quiet_transformers():
         try:
-            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
+            config = transformers.AutoConfig.from_pretrained(
+                path, local_files_only=True, trust_remote_code=trust_remote_code
+            )
             if getattr(config, "is_encoder_decoder", False):
                 raise InputError(
                     f"{config.model_type} is an encoder with a decoder, which this flow does not handle yet"
                 )
-            model, info = getattr(modeling_auto, _CLASSES[task][0]).from_pretrained(
+            model, info = getattr(transformers, _CLASSES[task][0]).from_pretrained(
                 path,
                 config=config,
                 dtype=torch.float32,
@@ -131,13 +130,13 @@ def _text_inputs(path: Path, model: Any) -> list[str]:
     """Those inputs that the tokenizer gives and the model takes, in the model's order."""
     import inspect
 
-    from transformers import AutoTokenizer
+    from stages.convert.preload import transformers
 
     given = ["input_ids", "attention_mask"]
     if (path / "tokenizer_config.json").is_file() or (path / "tokenizer.json").is_file():
         with _quiet_transformers():
             try:
-                given = AutoTokenizer.from_pretrained(path, local_files_only=True).model_input_names
+                given = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True).model_input_names
             except (OSError, ValueError, KeyError, ImportError) as error:
                 raise InputError(f"the tokenizer in {path} cannot be loaded: {error}") from error
     taken = inspect.signature(model.forward).parameters

@@ -25,7 +25,8 @@ def judge(
     """Judge one variant. `baseline` None: this *is* the baseline, which has no accuracy to keep.
 
     `figures` is the variant's entry in a measurement's metadata (`measurement.metadata["variants"][name]`), needed
-    for the limits on latency, speed and memory. Raises `InputError` if the evaluations are of different data or metrics.
+    for the limits on latency, speed and memory. Raises `InputError` if the evaluations are of different data or by
+    different metrics.
     """
     limits = limits or Limits()
     variant = PerSample.of(evaluation) if isinstance(evaluation, Artifact) else evaluation

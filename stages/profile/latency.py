@@ -61,7 +61,7 @@ def percentile_figures(values: Floats, kinds: NDArray[np.int64]) -> dict[str, fl
 
     Of p95 and p99 the interval takes no account of kinds, which makes it rather too wide than too narrow.
     """
-    figures = {}
+    figures: dict[str, float] = {}
     for name, quantile in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
         low, high = median_interval(values, kinds) if name == "p50" else order_interval(values, quantile)
         value = float(np.quantile(values, quantile))
@@ -74,4 +74,5 @@ def _binomial_cdf(n: int, p: float) -> Floats:
     logs = np.array([lgamma(k + 1) for k in range(n + 1)])
     successes = np.arange(n + 1)
     mass = np.exp(logs[n] - logs - logs[::-1] + successes * log(p) + (n - successes) * log1p(-p))
-    return np.minimum(np.cumsum(mass), 1.0)
+    cumulated: Floats = np.minimum(np.cumsum(mass), 1.0)
+    return cumulated

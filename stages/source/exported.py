@@ -31,7 +31,7 @@ def describe(path: Path, task: Task | None, allow_pickle: bool) -> tuple[list[st
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is not a whole torch.export program: {error}") from error
     if not any("/models/" in name for name in documents):
-        raise InputError(f"{path} holds no torch.export program: save one with `torch.export.save`")
+        raise InputError(f"{path} is not a whole torch.export program: it holds no graph")
     for name, text in documents.items():
         for key, value in _entries(json.loads(text)):
             if key == "use_pickle" and value and not allow_pickle:

@@ -34,16 +34,20 @@ def download(reference: str, tracking_uri: str | None, scratch: Path) -> Path:
     except ImportError as error:
         raise RequirementError("mlflow is not installed: `pip install mlflow`") from error
     where = tracking_uri or mlflow.get_tracking_uri()
+    # `download_artifacts` has arguments for the URIs, but looks a registered model up where the process's own URI
+    # points (MLflow 3.17, `ModelsArtifactRepository._get_model_uri_infos`).
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(where)
     try:
-        root = mlflow.artifacts.download_artifacts(
-            artifact_uri=reference, dst_path=str(scratch / "download"), tracking_uri=where, registry_uri=where
-        )
+        root = mlflow.artifacts.download_artifacts(artifact_uri=reference, dst_path=str(scratch / "download"))
     except MlflowException as error:
         if error.error_code in _NO_SUCH:
             raise InputError(f"{reference} is not in MLflow at {where}: {error.message}") from error
         raise RequirementError(f"{reference} cannot be had from MLflow at {where}: {error.message}") from error
     except OSError as error:
         raise InputError(f"the files of {reference} (MLflow at {where}) cannot be read: {error}") from error
+    finally:
+        mlflow.set_tracking_uri(before)
     return Path(root)
 
 

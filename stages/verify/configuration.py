@@ -13,13 +13,13 @@ def changes(ours: Any, theirs: Any) -> list[str]:
     The server fills in defaults that change nothing (`platform`, names of instance groups, `preferred_batch_size`).
     What it must not have done is to change a value, or to add batching of a kind that ours does not have.
     """
-    found = list(_differences(ours, theirs, ""))
-    if ours.max_batch_size != theirs.max_batch_size:  # 0 is a statement, too, and protobuf does not list it
-        found.append(f"max_batch_size is {theirs.max_batch_size}, ours {ours.max_batch_size}")
+    found = _differences(ours, theirs, "")
+    if ours.max_batch_size == 0:  # a statement, too, which protobuf does not list
+        found += _entry(0, theirs.max_batch_size, "max_batch_size")
     scheduling = "scheduling_choice"
     if ours.WhichOneof(scheduling) != theirs.WhichOneof(scheduling):
         found.append(f"the scheduling is {theirs.WhichOneof(scheduling)}, ours {ours.WhichOneof(scheduling)}")
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _differences(ours: Any, theirs: Any, path: str) -> list[str]:
@@ -29,8 +29,8 @@ def _differences(ours: Any, theirs: Any, path: str) -> list[str]:
         other = getattr(theirs, descriptor.name)
         is_message = descriptor.message_type is not None
         if is_message and descriptor.message_type.GetOptions().map_entry:
-            if set(value) != set(other):
-                found.append(f"{name} has {sorted(other)}, ours {sorted(value)}")
+            if different := sorted(map(str, set(value) ^ set(other))):
+                found.append(f"{name} differs in having {', '.join(different)}")
             for key in sorted(set(value) & set(other)):
                 found += _entry(value[key], other[key], f"{name}[{key}]")
         elif hasattr(value, "append"):

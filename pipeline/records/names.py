@@ -1,0 +1,168 @@
+"""The names of everything that is recorded, chosen once. `docs/records.md` lists the same (a test compares them).
+
+MLflow groups charts by what stands before the slash. A step metric's tables show only its last step, so headline
+figures have a single value and the sweeps over batch sizes stand apart, under `sweep/`, with the batch size as step.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from pipeline.result import RunResult, VariantResult
+
+__all__ = [
+    "METRICS",
+    "PARAMS",
+    "TAGS",
+    "job_metrics",
+    "metric_name",
+    "sweeps",
+    "variant_metrics",
+    "variant_params",
+]
+
+_LONGEST_PARAM = 6000
+
+METRICS = {
+    "latency/p50_ms": "median latency of a call, smallest batch",
+    "latency/p95_ms": "95th percentile of it",
+    "latency/p99_ms": "99th percentile of it",
+    "latency/cold_start_ms": "opening the session and the first answer",
+    "throughput/per_s": "samples a second, smallest batch",
+    "speedup/p50_x": "the baseline's median over this one's",
+    "speedup/fused_x": "the unfused graph's median over the fused one's",
+    "accuracy/<metric>": "the task's metric, `@` written as `_at_`",
+    "accuracy/drop": "relative drop from the baseline, a fraction",
+    "accuracy/drop_upper": "its one-sided 95 % bound, which the gate looks at",
+    "accuracy/delta_pp": "the metric less the baseline's, in percentage points",
+    "fidelity/<measure>": "mean likeness to the baseline's outputs: `cosine`, `agreement`, `relative_error`",
+    "size/bytes": "the model's files",
+    "memory/peak_bytes": "highest resident memory while it was measured",
+    "gate/passed": "1 if it may be published, else 0; absent if it was not judged",
+    "sweep/p50_ms": "median latency; step = batch size",
+    "sweep/p95_ms": "95th percentile; step = batch size",
+    "sweep/p99_ms": "99th percentile; step = batch size",
+    "sweep/throughput_per_s": "samples a second; step = batch size",
+    "job/seconds": "wall time of the run (job run only)",
+    "job/peak_memory_bytes": "highest resident memory of its steps (job run only)",
+}
+"""Every metric by name. The job's run carries those of the chosen variant."""
+
+PARAMS = {
+    "variant": "its name (of the job's run: the chosen one)",
+    "precision": "`fp32`, `fp16`, `int8`, …",
+    "runtime": "what ran it",
+    "fused": "whether its graph is fused",
+    "target": "where the result is to run",
+    "objective": "what the best variant is chosen by",
+    "source": "the model that was given",
+    "task": "what the model does",
+    "metric": "what accuracy is, where data were labelled",
+}
+"""Every parameter by name. They are few, for the comparison page opens with the first three of the alphabet."""
+
+TAGS = {
+    "optimize.job_id": "the same in all runs of one job",
+    "optimize.role": "`job` or `variant`",
+    "optimize.variant": "the variant's name (variant runs)",
+    "optimize.verdict": "`pass`, `fail`, `inconclusive`, `error`, `not_run` (variant runs)",
+    "optimize.reason": "why, in words (variant runs)",
+    "optimize.baseline": "`true` or `false` (variant runs)",
+    "optimize.chosen": "`true` or `false` (variant runs), the chosen variant's name (job run)",
+    "optimize.model_digest": "the SHA-256 of the variant's artifact (variant runs)",
+    "optimize.status": "`running`, then `published`, `none_passed` or `failed` (job run)",
+    "optimize.model": "the name it is published under",
+    "optimize.source_digest": "the SHA-256 of the source",
+    "optimize.release": "`<model>/<version>` (job run)",
+    "optimize.release_digest": "the SHA-256 of the release (job run)",
+    "optimize.repository": "where it was published (job run)",
+    "optimize.verified": "whether a server has loaded and answered from it (job run)",
+    "optimize.cpu": "the processor that was measured on",
+    "optimize.record": "digest of what was recorded; written last",
+}
+"""Every tag of ours by name. MLflow's own are set too: `mlflow.note.content`, `mlflow.source.name`, `mlflow.user`."""
+
+
+def metric_name(name: str) -> str:
+    """A metric's name as MLflow takes it, which knows no `@`: `recall@1` is `recall_at_1`."""
+    return re.sub(r"[^\w.\- ]", "_", name.replace("@", "_at_"))
+
+
+def variant_metrics(result: RunResult, variant: VariantResult) -> dict[str, float]:
+    """The figures of one variant, each with one value; what was not measured is left out."""
+    latency, metric = variant.latency_ms, variant.metric
+    figures: dict[str, float | None] = {
+        "latency/p50_ms": None if latency is None else latency.p50,
+        "latency/p95_ms": None if latency is None else latency.p95,
+        "latency/p99_ms": None if latency is None else latency.p99,
+        "latency/cold_start_ms": variant.cold_start_ms,
+        "throughput/per_s": variant.throughput_per_s,
+        "speedup/p50_x": variant.speedup,
+        "speedup/fused_x": variant.fused_speedup,
+        "size/bytes": variant.size_bytes,
+        "memory/peak_bytes": variant.peak_memory_bytes,
+        "gate/passed": None if variant.verdict == "not_run" else float(variant.verdict == "pass"),
+    }
+    if metric is not None:
+        figures[f"accuracy/{metric_name(metric.name)}"] = metric.value
+        figures["accuracy/drop"] = metric.drop
+        figures["accuracy/drop_upper"] = metric.drop_upper
+        baseline = next((other.metric for other in result.variants if other.baseline), None)
+        if baseline is not None:
+            figures["accuracy/delta_pp"] = 100 * (metric.value - baseline.value)
+    for name, interval in variant.fidelity.items():
+        figures[f"fidelity/{metric_name(name)}"] = interval.value
+    return _finite(figures)
+
+
+def job_metrics(result: RunResult, chosen: VariantResult | None) -> dict[str, float]:
+    """The chosen variant's figures, so that the job's run shows them in lists, and the job's own."""
+    figures: dict[str, float | None] = dict(variant_metrics(result, chosen)) if chosen is not None else {}
+    figures["job/seconds"] = result.seconds or None
+    figures["job/peak_memory_bytes"] = result.peak_memory_bytes
+    return _finite(figures)
+
+
+def sweeps(variant: VariantResult) -> list[tuple[str, int, float]]:
+    """Name, batch size and value of the figures by batch size."""
+    points = []
+    for batch in variant.batches:
+        latency = batch.latency_ms
+        for name, value in (
+            ("p50_ms", latency.p50),
+            ("p95_ms", latency.p95),
+            ("p99_ms", latency.p99),
+            ("throughput_per_s", batch.throughput_per_s),
+        ):
+            if math.isfinite(value):
+                points.append((f"sweep/{name}", batch.batch_size, value))
+    return points
+
+
+def variant_params(result: RunResult, variant: VariantResult | None) -> dict[str, str]:
+    """What a run was, as text. MLflow lets no parameter change, so what may change is a tag or a metric."""
+    params: dict[str, str | bool | None] = {}
+    if variant is not None:
+        params = {
+            "variant": variant.name,
+            "precision": variant.precision,
+            "runtime": variant.runtime,
+            "fused": variant.fused,
+        }
+    params |= {
+        "target": result.target,
+        "objective": result.objective,
+        "source": result.source,
+        "task": result.task,
+        "metric": result.metric,
+    }
+    return {name: _word(value) for name, value in params.items() if value is not None}
+
+
+def _word(value: str | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else value[:_LONGEST_PARAM]
+
+
+def _finite(figures: dict[str, float | None]) -> dict[str, float]:
+    return {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}

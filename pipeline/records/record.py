@@ -1,0 +1,267 @@
+"""A record: everything that MLflow is to hold of one job, as plain data."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import os
+import time
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.figures import (
+    VERDICT_WORDS,
+    accuracy_name,
+    accuracy_of,
+    bytes_text,
+    chosen_name,
+    in_order,
+    number_text,
+    percent_text,
+    times_text,
+)
+from pipeline.records.names import job_metrics, sweeps, variant_metrics, variant_params
+from pipeline.result import RunResult, VariantResult
+from stages.artifact import canonical_json
+
+__all__ = ["Dataset", "Entry", "Record", "Status", "make_record", "result_digest"]
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+_LASTING = {
+    "status",
+    "job_id",
+    "model",
+    "source",
+    "source_digest",
+    "task",
+    "target",
+    "objective",
+    "metric",
+    "evidence",
+    "samples",
+    "data",
+    "limits",
+    "variants",
+    "release",
+}
+"""What a run that only repeats another has in common with it; times, messages and warnings may differ."""
+
+_NOTE_LIMIT = 4900
+"""Characters of a tag that every server takes."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Dataset(_Part):
+    """Data that a run used. MLflow takes 36 characters of digest."""
+
+    name: str
+    digest: str = Field(max_length=36)
+    source: str
+    context: str
+    samples: int
+
+
+class Entry(_Part):
+    """One MLflow run. `sweeps` holds name, step and value."""
+
+    role: Literal["job", "variant"]
+    variant: str = ""
+    name: str
+    status: Status
+    start_ms: int
+    end_ms: int | None
+    metrics: dict[str, float]
+    sweeps: list[tuple[str, int, float]] = []
+    params: dict[str, str]
+    tags: dict[str, str]
+    datasets: list[Dataset] = []
+    files: dict[str, str] = {}
+    """SHA-256 of the artifact files by name; they lie beside the record."""
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits: whether a run already holds this."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()[:32]
+
+
+class Record(_Part):
+    """What one job leaves: the job's entry first, then the variants'. `digest` is that of the result it was made of."""
+
+    format: Literal[1] = 1
+    job_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    tracking_uri: str
+    experiment: str
+    digest: str
+    written_ms: int
+    pid: int
+    entries: list[Entry]
+
+    @property
+    def running(self) -> bool:
+        """Whether the run was still going on when this was written."""
+        return self.entries[0].status == "RUNNING"
+
+    def killed(self) -> Record:
+        """The record of a run that ended without a word."""
+        job = self.entries[0].model_copy(update={"status": "KILLED", "end_ms": self.written_ms})
+        return self.model_copy(update={"entries": [job, *self.entries[1:]]})
+
+
+def result_digest(result: RunResult) -> str:
+    """Whether two results would leave the same record: SHA-256 over what lasts of it."""
+    lasting = json.loads(result.model_dump_json(include=_LASTING))
+    if lasting["release"] is not None:
+        del lasting["release"]["new"]
+    return hashlib.sha256(canonical_json(lasting).encode()).hexdigest()
+
+
+def make_record(result: RunResult, tracking_uri: str, files: dict[str, str], running: bool = False) -> Record:
+    """The record of a result. `files`: SHA-256 of the job's artifact files by name."""
+    now = time.time_ns() // 1_000_000
+    start = now
+    if result.started_at is not None:
+        start = int(1000 * datetime.fromisoformat(result.started_at).timestamp())
+    end = max(start, start + int(1000 * result.seconds)) if result.seconds else now
+    datasets = [
+        Dataset(name=data.name, digest=data.digest[:32], source=data.source, context=data.role, samples=data.samples)
+        for data in result.data
+    ]
+    chosen = next((variant for variant in result.variants if variant.name == chosen_name(result)), None)
+    finished: Status = "FAILED" if result.status == "failed" else "FINISHED"
+    job = Entry(
+        role="job",
+        name=f"{result.model} {result.job_id[:8]}",
+        status="RUNNING" if running else finished,
+        start_ms=start,
+        end_ms=None if running else end,
+        metrics=job_metrics(result, chosen),
+        params=variant_params(result, chosen),
+        tags=_common_tags(result) | _job_tags(result, running),
+        datasets=datasets,
+        files=files,
+    )
+    evaluation = [data for data in datasets if data.context == "evaluation"]
+    variants = in_order(result)
+    entries = [
+        Entry(
+            role="variant",
+            variant=variant.name,
+            name=variant.name,
+            status=_variant_status(variant),
+            # Lists show the newest first: the variants in their order, the job below them.
+            start_ms=start + len(variants) - place,
+            end_ms=start + len(variants),
+            metrics=variant_metrics(result, variant),
+            sweeps=sweeps(variant),
+            params=variant_params(result, variant),
+            tags=_common_tags(result) | _variant_tags(result, variant),
+            datasets=evaluation,
+        )
+        for place, variant in enumerate(variants)
+    ]
+    return Record(
+        job_id=result.job_id,
+        tracking_uri=tracking_uri,
+        experiment=f"optimize/{result.model}",
+        digest=result_digest(result),
+        written_ms=now,
+        pid=os.getpid(),
+        entries=[job, *entries],
+    )
+
+
+def _variant_status(variant: VariantResult) -> Status:
+    return {"error": "FAILED", "not_run": "KILLED"}.get(variant.verdict, "FINISHED")  # type: ignore[return-value]
+
+
+def _common_tags(result: RunResult) -> dict[str, str]:
+    tags: dict[str, Any] = {
+        "optimize.job_id": result.job_id,
+        "optimize.model": result.model,
+        "optimize.source_digest": result.source_digest,
+        "optimize.cpu": result.host.get("cpu"),
+        "mlflow.source.name": "optimize",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+    }
+    return {name: str(value) for name, value in tags.items() if value}
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without a name
+        return None
+
+
+def _job_tags(result: RunResult, running: bool) -> dict[str, str]:
+    release = result.release
+    tags = {
+        "optimize.role": "job",
+        "optimize.status": "running" if running else result.status,
+        "optimize.chosen": chosen_name(result),
+        "mlflow.note.content": _note(result),
+    }
+    if release is not None:
+        tags |= {
+            "optimize.release": f"{release.model}/{release.version}",
+            "optimize.release_digest": release.digest,
+            "optimize.repository": release.repository,
+            "optimize.verified": str(release.verified).lower(),
+        }
+    return {name: value for name, value in tags.items() if value is not None}
+
+
+def _variant_tags(result: RunResult, variant: VariantResult) -> dict[str, str]:
+    tags = {
+        "optimize.role": "variant",
+        "optimize.variant": variant.name,
+        "optimize.verdict": variant.verdict,
+        "optimize.reason": variant.reason and variant.reason[:_NOTE_LIMIT],
+        "optimize.baseline": str(variant.baseline).lower(),
+        "optimize.chosen": str(variant.name == chosen_name(result)).lower(),
+        "optimize.model_digest": variant.digest,
+    }
+    return {name: value for name, value in tags.items() if value is not None}
+
+
+def _note(result: RunResult) -> str:
+    """The verdicts as a Markdown table, for the run's page."""
+    lines = [f"**{_cell(result.message)}**" if result.message else "", ""]
+    accuracy = accuracy_name(result) or "accuracy"
+    lines.append(f"| variant | verdict | p50 ms | p95 ms | p99 ms | per s | speed-up | {accuracy} | drop ≤ | size |")
+    lines.append("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    lines += [_note_row(result, variant) for variant in in_order(result)]
+    lines.append("")
+    lines += [f"- {variant.name}: {_cell(variant.reason)}" for variant in in_order(result) if variant.reason]
+    lines += ["", f"Accuracy was judged on {_cell(result.evidence)}."]
+    note = "\n".join(lines)
+    return note if len(note) <= _NOTE_LIMIT else note[: _NOTE_LIMIT - 1] + "…"
+
+
+def _note_row(result: RunResult, variant: VariantResult) -> str:
+    latency, accuracy = variant.latency_ms, accuracy_of(result, variant)
+    name = f"**{variant.name}**" if variant.name == chosen_name(result) else variant.name
+    drop = accuracy.drop_upper if accuracy is not None else None
+    cells = [
+        name + (" (baseline)" if variant.baseline else ""),
+        VERDICT_WORDS[variant.verdict],
+        *(("", "", "") if latency is None else map(number_text, (latency.p50, latency.p95, latency.p99))),
+        number_text(variant.throughput_per_s) if variant.throughput_per_s is not None else "",
+        times_text(variant.speedup) if variant.speedup is not None else "",
+        f"{accuracy.value:.4f}" if accuracy is not None else "",
+        percent_text(max(drop, 0), 2) if drop is not None else "",
+        bytes_text(variant.size_bytes) if variant.size_bytes is not None else "",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

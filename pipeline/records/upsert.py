@@ -1,0 +1,198 @@
+"""Bringing a record into MLflow so that it is there once, however often and however brokenly it is delivered.
+
+A run is searched by its tags (job, role, variant) before one is made, and the tags are part of the call that makes it.
+What a run holds already is known by its tag `optimize.record`, which is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.records.address import sqlite_file
+from pipeline.records.names import METRICS, PARAMS
+from pipeline.records.record import Dataset, Entry, Record
+
+__all__ = ["create_database", "upsert"]
+
+_BATCH = 500
+"""Metrics in one request; MLflow takes 1,000."""
+
+
+def upsert(record: Record, files: Path) -> tuple[str, str]:
+    """Deliver a record whose artifact files lie in `files`. Returns the ids of the experiment and of the job's run.
+
+    Raises `MlflowException` for whatever the server or the database has against it.
+    """
+    from mlflow import MlflowClient
+
+    database = sqlite_file(record.tracking_uri)
+    if database is not None:
+        create_database(database, files.parent.parent)
+        _refuse_to_migrate(database, record.tracking_uri)
+    client = MlflowClient(record.tracking_uri)
+    experiment_id = _experiment(client, record)
+    found = _existing(client, experiment_id, record.job_id)
+    run_ids = [
+        _deliver(client, experiment_id, record, entry, found.get((entry.role, entry.variant)), files)
+        for entry in record.entries
+    ]
+    return experiment_id, run_ids[0]
+
+
+def create_database(file: Path, scratch: Path) -> None:
+    """Make an MLflow database at `file` if there is none, whole or not at all.
+
+    MLflow fills a new database over seconds, in many steps, and can do nothing with one that was left in between; so it
+    is filled in `scratch` and then linked into place.
+    """
+    if file.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=f".scratch-{os.getpid()}-") as folder:
+        fresh = Path(folder) / "mlflow.db"
+        store = SqlAlchemyStore(f"sqlite:///{fresh}", _artifacts(file))
+        store.engine.dispose()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f".{file.name}.{Path(folder).name}")
+        try:
+            shutil.copyfile(fresh, beside)
+            file.hardlink_to(beside)
+        except FileExistsError:
+            pass  # another process was quicker
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def _refuse_to_migrate(file: Path, uri: str) -> None:
+    # An MLflow that misses a table upgrades the database without asking, and the one that made it is locked out.
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.db.base_sql_model import Base
+    from mlflow.store.tracking import sqlalchemy_store  # noqa: F401 - declares the tables
+
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
+    if tables and not tables.issuperset(Base.metadata.tables):
+        raise MlflowException(
+            f"{file} was made by another version of MLflow, which could not read it any more if this one wrote to it; "
+            f"`mlflow db upgrade {uri}` changes it for good"
+        )
+
+
+def _artifacts(database: Path) -> str:
+    return (database.parent / "mlartifacts").as_uri()
+
+
+def _experiment(client: Any, record: Record) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(record.experiment)
+    if experiment is None:
+        database = sqlite_file(record.tracking_uri)
+        location = None
+        if database is not None:
+            # MLflow's own default is a folder of whatever directory the process happens to be in.
+            location = f"{_artifacts(database)}/{record.experiment}"
+        try:
+            return str(client.create_experiment(record.experiment, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(record.experiment)
+    if experiment.lifecycle_stage != "active":
+        raise MlflowException(
+            f"the experiment {record.experiment!r} was deleted: restore it with "
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`"
+        )
+    return str(experiment.experiment_id)
+
+
+def _existing(client: Any, experiment_id: str, job_id: str) -> dict[tuple[str, str], Any]:
+    runs, token = [], None
+    while True:
+        page = client.search_runs([experiment_id], f"tags.`optimize.job_id` = '{job_id}'", page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            break
+    tags = [run.data.tags for run in runs]
+    return {
+        (tag.get("optimize.role"), tag.get("optimize.variant", "")): run for tag, run in zip(tags, runs, strict=True)
+    }
+
+
+def _deliver(client: Any, experiment_id: str, record: Record, entry: Entry, run: Any, files: Path) -> str:
+    if run is not None and run.data.tags.get("optimize.record") == entry.digest:
+        return str(run.info.run_id)
+    if run is not None and _contradicts(run, entry):
+        client.delete_run(run.info.run_id)
+        run = None
+    if run is None:
+        identity = ("optimize.job_id", "optimize.role", "optimize.variant", "mlflow.user", "mlflow.source.name")
+        run = client.create_run(
+            experiment_id,
+            start_time=entry.start_ms,
+            run_name=entry.name,
+            tags={name: value for name, value in entry.tags.items() if name in identity},
+        )
+    run_id = str(run.info.run_id)
+    _log(client, run_id, entry, run.data.params, record.written_ms)
+    for name in run.data.tags:
+        if name.startswith("optimize.") and name not in entry.tags and name != "optimize.record":
+            client.delete_tag(run_id, name)
+    if entry.datasets:
+        client.log_inputs(run_id, datasets=[_dataset(data) for data in entry.datasets])
+    for name in entry.files:
+        client.log_artifact(run_id, str(files / name))
+    if entry.end_ms is None:
+        client.update_run(run_id, status=entry.status)
+    else:
+        client.set_terminated(run_id, status=entry.status, end_time=entry.end_ms)
+    client.set_tag(run_id, "optimize.record", entry.digest)
+    return run_id
+
+
+def _contradicts(run: Any, entry: Entry) -> bool:
+    """Whether the run holds what MLflow cannot take back: another value of a parameter, a metric that is no more."""
+    params: Mapping[str, str] = run.data.params
+    if any(name in PARAMS and entry.params.get(name) != value for name, value in params.items()):
+        return True
+    measured = {*entry.metrics, *(name for name, _, _ in entry.sweeps)}
+    ours = {name.partition("/")[0] for name in METRICS} - {"job"}
+    return any(name not in measured and name.partition("/")[0] in ours for name in run.data.metrics)
+
+
+def _log(client: Any, run_id: str, entry: Entry, known: Mapping[str, str], time_ms: int) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    # The time is the record's own: a metric that comes twice is the same metric to MLflow.
+    metrics = [Metric(name, value, time_ms, 0) for name, value in entry.metrics.items()]
+    metrics += [Metric(name, value, time_ms, step) for name, step, value in entry.sweeps]
+    params = [Param(name, value) for name, value in entry.params.items() if name not in known]
+    tags = [RunTag(name, value) for name, value in entry.tags.items()]
+    client.log_batch(run_id, metrics[:_BATCH], params, tags)
+    for start in range(_BATCH, len(metrics), _BATCH):
+        client.log_batch(run_id, metrics[start : start + _BATCH])
+
+
+def _dataset(data: Dataset) -> Any:
+    from mlflow import entities
+
+    return entities.DatasetInput(
+        entities.Dataset(
+            name=data.name,
+            digest=data.digest,
+            source_type="local",
+            source=json.dumps({"uri": data.source}),
+            profile=json.dumps({"num_rows": data.samples}),
+        ),
+        tags=[entities.InputTag("mlflow.data.context", data.context)],
+    )
