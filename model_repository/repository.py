@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -124,13 +124,16 @@ class Repository:
 
     # Writing
 
-    def publish(self, model: str, tree: str | Path, provenance: Mapping[str, Any]) -> Published:
+    def publish(
+        self, model: str, tree: str | Path, provenance: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+    ) -> Published:
         """Make `tree` the next version of `model` and the one that Triton serves.
 
         `tree` holds `config.pbtxt` (its version policy is replaced) and the files that its backend loads. They are
         hard-linked where the file system can do that, else copied, so they must not be changed in place afterwards.
         `provenance` is JSON and is kept beside them, with `release` (model, version, digest, files by SHA-256) and
-        `published_at` added. If the current version has the same files, nothing is written.
+        `published_at` added; a function is called for it only if there is something to publish. If the current version
+        has the same files, nothing is written.
 
         Raises `RepositoryError` if the tree cannot be served or cannot be written (a full disk); nothing has changed
         then.
@@ -138,7 +141,8 @@ class Repository:
         check_name(model)
         tree = Path(tree)
         config = servable(model, tree)
-        provenance_json(provenance)  # refused now rather than when everything is in place
+        if not callable(provenance):
+            provenance_json(provenance)  # refused now rather than when everything is in place
         files = tree_files(tree)
         digest = tree_digest(files)
         home = self.path / model
@@ -153,6 +157,8 @@ class Repository:
                 own.mkdir()
                 for name in files.keys() - {CONFIG}:
                     place(tree / name, own / name)
+                given = provenance() if callable(provenance) else provenance
+                provenance_json(given)
                 with locked(home):
                     recover(home)
                     if (same := self._same(home, digest)) is not None:
@@ -163,7 +169,7 @@ class Repository:
                     write_file(own / CONFIG, text)
                     recorded = {**files, CONFIG: file_digest(own / CONFIG)}
                     release = {"model": model, "version": version, "digest": digest, "files": recorded}
-                    write_file(own / PROVENANCE, provenance_json(provenance, release=release, published_at=event.at))
+                    write_file(own / PROVENANCE, provenance_json(given, release=release, published_at=event.at))
                     sync_tree(own)
                     switch(home, incoming, event, text)
         return Published(model, version, digest, new=True)

@@ -151,10 +151,15 @@ class Server:
         self._process.wait()
         raise ServerError(self.death())
 
-    def death(self) -> str | None:
-        """How and why a server that was started has ended by itself; None if it has not."""
-        code = self._process.poll() if self._process is not None else None
-        return None if code is None else f"the Triton server ended ({_ending(code)}): {self._reason()}"
+    def death(self, patience_s: float = 0) -> str | None:
+        """How and why a server that was started has ended by itself; None if it has not, within `patience_s`."""
+        if self._process is None:
+            return None
+        try:
+            code = self._process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            return None
+        return f"the Triton server ended ({_ending(code)}): {self._reason()}"
 
     def metrics(self) -> Metrics:
         """What the server has counted up to now."""

@@ -15,6 +15,7 @@ from model_repository.errors import RepositoryError, ServerError
 from pipeline.outcome import Outcome, judge_variants
 from pipeline.plan import Choice, Step, measuring_plan, release_plan, variants_of
 from pipeline.recipe import DataRecipe, Recipe
+from pipeline.records import Recorder
 from pipeline.report import write_report
 from pipeline.result import DataFigures, MlflowLink, Release, RunResult, StageFigures
 from pipeline.runner import Runner, StepRecord
@@ -84,8 +85,6 @@ class _Job:
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self.name = recipe.name or suggest_name(recipe.model)
         self.host = host_fingerprint()
-        if record:
-            from pipeline.records import Recorder
         self.recorder = Recorder(store.path / "records", recipe.tracking_uri) if record else None
         self.runner = Runner(store, screen, fingerprint_digest(self.host), recipe.step_timeout, self._first_work)
         self.outcome = Outcome([], [])
@@ -157,13 +156,16 @@ class _Job:
 
     def _publish(self, winner: str) -> RunResult:
         result = self._result("published", 0, "")
-        result.report = str(self._report_path(result))
-        if self.recorder is not None:
-            # The record comes first, so that the release can name the run that holds its evidence.
-            result.mlflow = self.recorder.deliver(result, running=True)
+
+        def provenance() -> dict[str, Any]:
+            # The record comes before the release, so that the release can name the run that holds its evidence.
+            if self.recorder is not None:
+                result.mlflow = self.recorder.deliver(result, running=True)
+            return self._provenance(result, winner)
+
         repository = Repository(self.recipe.repository)
         package = self.runner.artifacts["package"]
-        published = repository.publish(self.name, package.path, self._provenance(result, winner))
+        published = repository.publish(self.name, package.path, provenance)
         verified = "verify" in self.runner.artifacts
         result.release = _release(repository, published, winner, verified)
         where = f"{self.name} version {published.version} ({winner}) in {self.recipe.repository}"
@@ -199,10 +201,9 @@ class _Job:
         profile = self.runner.artifacts.get("profile")
         path = self._report_path(result)
         result.report = str(path)
-        if self.recorder is not None:
-            known = self.recorder.known(result)
-            if known is not None:
-                result.mlflow = known
+        known = self.recorder.known(result) if self.recorder is not None else None
+        if known is not None:
+            result.mlflow = known
         write_report(result, path, None if profile is None else profile.path / "latencies.npz")
         if self.report is not None:
             shutil.copyfile(path, self.report)

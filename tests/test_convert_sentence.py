@@ -94,25 +94,38 @@ def hidden(tmp_path_factory: pytest.TempPathFactory) -> list[NDArray[Any]]:
     return [row[: mask.sum()] for row, mask in zip(tokens, BATCH["attention_mask"], strict=True)]
 
 
+@pytest.fixture(scope="module")
+def all_modes(tmp_path_factory: pytest.TempPathFactory) -> NDArray[Any]:
+    """The answer to `BATCH` of a model with every way of pooling, [text, mode, hidden]."""
+    folder = tmp_path_factory.mktemp("pooled")
+    config = {f"pooling_mode_{mode}": True for mode in ("cls_token", "max_tokens", "mean_tokens", "lasttoken")}
+    config |= {f"pooling_mode_{mode}": True for mode in ("mean_sqrt_len_tokens", "weightedmean_tokens")}
+    modules = [sentence_module("Transformer"), sentence_module("Pooling", "1_Pooling", **config)]
+    artifact = converted(save_text_model(folder / "source", "BertModel", pooled=modules), folder / "model")
+    with open_session(artifact) as session:
+        return session(BATCH)["sentence_embedding"].reshape(2, 6, 16)
+
+
 @pytest.mark.parametrize(
-    ("config", "modes"),
-    [
-        ({"pooling_mode_cls_token": True}, ["cls"]),
-        ({"pooling_mode_mean_sqrt_len_tokens": True}, ["mean_sqrt_len_tokens"]),
-        ({"pooling_mode_lasttoken": True}, ["lasttoken"]),
-        ({"pooling_mode": "weightedmean"}, ["weightedmean"]),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, ["max", "mean"]),
-    ],
+    ("place", "mode"), enumerate(["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
 )
 def test_every_way_of_pooling_is_as_by_hand(
-    tmp_path: Path, hidden: list[NDArray[Any]], config: dict[str, Any], modes: list[str]
+    all_modes: NDArray[Any], hidden: list[NDArray[Any]], place: int, mode: str
 ) -> None:
+    np.testing.assert_allclose(all_modes[:, place], [pooled(tokens, mode) for tokens in hidden], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"pooling_mode_mean_tokens": False}, "the pooling mode none is not one of cls, max, mean"),
+        ({"pooling_mode": "attention"}, r"the pooling mode \['attention'\] is not one of"),
+    ],
+)
+def test_an_unknown_way_of_pooling_is_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     modules = [sentence_module("Transformer"), sentence_module("Pooling", "1_Pooling", **config)]
-    artifact = converted(save_text_model(tmp_path / "source", "BertModel", pooled=modules), tmp_path / "model")
-    with open_session(artifact) as session:
-        answer = session(BATCH)["sentence_embedding"]
-    by_hand = [np.concatenate([pooled(tokens, mode) for mode in modes]) for tokens in hidden]
-    np.testing.assert_allclose(answer, np.stack(by_hand), atol=1e-5)
+    with pytest.raises(InputError, match=message):
+        converted(save_text_model(tmp_path / "source", "BertModel", pooled=modules), tmp_path / "model")
 
 
 def test_dense_layers_are_in_the_graph(tmp_path: Path, hidden: list[NDArray[Any]]) -> None:

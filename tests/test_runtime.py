@@ -116,5 +116,5 @@ def test_axes_without_a_name_get_one(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "g.onnx")
     signature = signature_of(tmp_path / "g.onnx")
     assert signature.inputs == (TensorSpec(name="x", dtype="float32", shape=("batch", "time", "x_2", 3)),)
-    assert signature.outputs[0].shape == ("batch", "time", "x_2", 3)
+    assert signature.outputs[0].shape == ("batch", "time", "y_2", 3)
     assert signature.batched

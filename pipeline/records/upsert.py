@@ -144,7 +144,7 @@ def _deliver(client: Any, experiment_id: str, record: Record, entry: Entry, run:
             tags={name: value for name, value in entry.tags.items() if name in identity},
         )
     run_id = str(run.info.run_id)
-    _log(client, run_id, entry, run.data.params, record.written_ms)
+    _log(client, run, entry, record.written_ms)
     for name in run.data.tags:
         if name.startswith("optimize.") and name not in entry.tags and name != "optimize.record":
             client.delete_tag(run_id, name)
@@ -170,13 +170,18 @@ def _contradicts(run: Any, entry: Entry) -> bool:
     return any(name not in measured and name.partition("/")[0] in ours for name in run.data.metrics)
 
 
-def _log(client: Any, run_id: str, entry: Entry, known: Mapping[str, str], time_ms: int) -> None:
+def _log(client: Any, run: Any, entry: Entry, time_ms: int) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
+    run_id, held = run.info.run_id, run.data.metrics
     # The time is the record's own: a metric that comes twice is the same metric to MLflow.
-    metrics = [Metric(name, value, time_ms, 0) for name, value in entry.metrics.items()]
-    metrics += [Metric(name, value, time_ms, step) for name, step, value in entry.sweeps]
-    params = [Param(name, value) for name, value in entry.params.items() if name not in known]
+    metrics = [Metric(name, value, time_ms, 0) for name, value in entry.metrics.items() if held.get(name) != value]
+    swept = {name for name, _, _ in entry.sweeps} & set(held)
+    points = {(name, point.step, point.value) for name in swept for point in client.get_metric_history(run_id, name)}
+    metrics += [
+        Metric(name, value, time_ms, step) for name, step, value in entry.sweeps if (name, step, value) not in points
+    ]
+    params = [Param(name, value) for name, value in entry.params.items() if name not in run.data.params]
     tags = [RunTag(name, value) for name, value in entry.tags.items()]
     client.log_batch(run_id, metrics[:_BATCH], params, tags)
     for start in range(_BATCH, len(metrics), _BATCH):

@@ -48,7 +48,7 @@ def write_report(result: RunResult, path: Path, latencies: Path | None = None) -
         try:
             with np.load(latencies, allow_pickle=False) as arrays:
                 times = {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{latencies} holds no latencies ({error})") from error
     # A new file takes the old one's place: a record may hold a hard link to the old one.
     written = path.with_name(f".{path.name}.{os.getpid()}")

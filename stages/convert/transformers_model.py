@@ -107,6 +107,7 @@ def _model(path: Path, task: str, trust_remote_code: bool, allow_pickle: bool) -
                 # scaled_dot_product_attention brings; it fuses all the same.
                 attn_implementation="eager",
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are told by name, below
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=None if allow_pickle else True,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from stages.artifact import Artifact
 from stages.check.per_sample import PerSample
 from stages.errors import InputError
@@ -36,6 +38,10 @@ def judge(
     metric: MetricFigures | None = None
     if before is not None and (variant.data, variant.metric) != (before.data, before.metric):
         raise InputError("the variant and the baseline were evaluated on different data or by different metrics")
+    if any(_has_nan(one) for one in (variant, before) if one is not None):
+        reason = "the results hold NaN: nothing can be judged by them"
+        gates.append(Gate.of("evidence", "inconclusive", None, None, None, reason))
+        return _conclude([*gates, *figure_gates(figures, limits)], None, {}, None)
     if variant.statistics is not None:
         metric = metric_figures(variant, before, limits)
     fidelity = {name: fidelity_figures(name, column, limits) for name, column in variant.fidelity.items()}
@@ -55,6 +61,11 @@ def judge(
                 gates.append(Gate.of("evidence", "inconclusive", None, None, None, reason))
     gates.extend(figure_gates(figures, limits))
     return _conclude(gates, metric, fidelity, needed)
+
+
+def _has_nan(results: PerSample) -> bool:
+    columns = [*results.fidelity.values(), *([] if results.statistics is None else [results.statistics])]
+    return any(bool(np.isnan(column).any()) for column in columns)
 
 
 def _conclude(

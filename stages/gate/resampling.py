@@ -9,6 +9,7 @@ of three", where the usual bootstrap gives an interval of no width. With many sa
 
 from __future__ import annotations
 
+import functools
 from statistics import NormalDist
 
 import numpy as np
@@ -27,13 +28,19 @@ def resampled_sums(statistics: Floats, resamples: int, seed: int) -> tuple[Float
 
     The weights of a resample have mean 1, not sum 1. Memory is bounded whatever n is.
     """
-    random = np.random.default_rng(seed)
     sums = np.zeros((resamples, statistics.shape[1]))
     block = max(1, _BLOCK_VALUES // resamples)
-    for start in range(0, len(statistics), block):
+    for number, start in enumerate(range(0, len(statistics), block)):
         rows = statistics[start : start + block]
-        sums += random.standard_exponential((resamples, len(rows)), dtype=np.float32) @ rows
-    return sums, random.standard_exponential(resamples)
+        sums += _weights(resamples, len(rows), seed, number) @ rows
+    return sums, _weights(resamples, 1, seed, -1)[:, 0]
+
+
+@functools.lru_cache(maxsize=2)
+def _weights(resamples: int, samples: int, seed: int, block: int) -> Floats:
+    """[resamples, samples] exponential weights. A judgement asks for the same ones several times."""
+    random = np.random.default_rng((seed, block + 1))
+    return random.standard_exponential((resamples, samples))
 
 
 def mean_bounds(

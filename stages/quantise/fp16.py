@@ -2,26 +2,28 @@
 
 The conversion is ONNX Runtime's own (`onnxruntime.transformers.float16`). It keeps operators that have no 16-bit form
 in FP32 and brings constants beyond ±65504, such as the -3.4e38 of attention masks, to the largest finite number.
-What it cannot know is which *computed* values exceed that range (sums of squares, large activations). Where that
-happens, the answers are not finite; then the FP32 graph is run once with all its intermediate values, and the
-operators that make or take the large ones stay in FP32, with no 16-bit value between them.
+What it cannot know is which *computed* values exceed that range (sums of squares, large activations). So the FP32 graph
+is run on random batches with all its intermediate values, and the operators that make or take the large ones stay in
+FP32, with no 16-bit value between them. The answers alone would not show it: on a CPU ONNX Runtime computes most
+operators in FP32 anyway, and the same file would overflow on a GPU.
 """
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stages.artifact import Artifact
+from stages.convert.writer import write
 from stages.errors import StageError
 from stages.model import Model
 from stages.onnx_model import nodes, read_graph, weight_bytes
 from stages.progress import Progress
-from stages.quantise.variant import NonFiniteError, VariantConfig, build, write_variant
+from stages.quantise.variant import VariantConfig, build, write_variant
 from stages.trial import trial_batches
 
 if TYPE_CHECKING:
@@ -51,31 +53,24 @@ class Fp16(VariantConfig):
 
 @build.register
 def _(config: Fp16, model: Artifact, out: Path, progress: Progress) -> Artifact:
-    """Raises `StageError` if nothing became 16-bit, or if the answers are not finite whatever stays in FP32."""
-    progress.update("converting to 16-bit floats")
-    try:
-        return _write(config, model, out, keep=set(config.keep_fp32))
-    except NonFiniteError:
-        progress.update("looking for the operators that leave the range of 16-bit floats")
-        overflowing = _overflowing_nodes(model)
-        if not overflowing:
-            raise
-    for leftover in list(out.iterdir()):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    progress.update(f"converting to 16-bit floats, {len(overflowing)} operators kept in 32 bits")
-    return _write(config, model, out, keep={*config.keep_fp32, *overflowing})
-
-
-def _write(config: Fp16, model: Artifact, out: Path, keep: set[str]) -> Artifact:
+    """Raises `StageError` if the model has no 32-bit weights."""
     import onnx_ir
 
     graph = read_graph(model)
     bytes_before = weight_bytes(graph)
     _name_nodes(graph)
-    _declare_float_outputs(graph)
+    _declare_types(graph)
+    progress.update("looking for values beyond the range of 16-bit floats")
+    large = _large_values(graph, trial_batches(graph, Model.of(model).signature)[:2])
+    overflowing = {
+        str(node.name)
+        for node in nodes(graph)
+        if any(value is not None and value.name in large for value in (*node.inputs, *node.outputs))
+    }
+    progress.update(f"converting to 16-bit floats; {len(overflowing)} operators keep their range of 32 bits")
     proto = onnx_ir.to_proto(graph)
-    del graph
-    converted = onnx_ir.from_proto(_convert(proto, keep))
+    del graph  # its weights are in the message now
+    converted = onnx_ir.from_proto(_convert(proto, {*config.keep_fp32, *overflowing}))
     _drop_narrowing_detours(converted)
     _forget_types(converted)
     converted.graph.sort()
@@ -91,13 +86,22 @@ def _convert(proto: Any, keep: set[str]) -> Any:
     from onnxruntime.transformers import float16
 
     # Types are declared already, and ONNX's inference stops at ONNX Runtime's own operators.
-    return float16.convert_float_to_float16(
+    converted = float16.convert_float_to_float16(
         proto,
         keep_io_types=True,
         disable_shape_infer=True,
         op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *keep],
         node_block_list=sorted(keep),
     )
+    # A value that two FP32 operators take gets the same cast twice, under one name, which no engine accepts.
+    casts: set[str] = set()
+    for position in range(len(converted.graph.node) - 1, -1, -1):
+        node = converted.graph.node[position]
+        if node.op_type == "Cast" and node.output[0] in casts:
+            del converted.graph.node[position]
+        elif node.op_type == "Cast":
+            casts.add(node.output[0])
+    return converted
 
 
 def _name_nodes(graph: ir.Model) -> None:
@@ -106,7 +110,7 @@ def _name_nodes(graph: ir.Model) -> None:
         node.name = node.name or f"{node.op_type}_{position}"
 
 
-def _declare_float_outputs(graph: ir.Model) -> None:
+def _declare_types(graph: ir.Model) -> None:
     """Declare the type of every value: without one the conversion puts no cast before an operator that stays FP32.
 
     ONNX's inference knows the standard operators; ONNX Runtime's fused ones give what they are given.
@@ -159,37 +163,38 @@ def _forget_types(graph: ir.Model) -> None:
                 value.shape = None
 
 
-def _overflowing_nodes(model: Artifact) -> list[str]:
-    """The nodes that make or take a value beyond FP16's range when the FP32 graph answers the random batches."""
+def _large_values(graph: ir.Model, batches: list[dict[str, NDArray[Any]]]) -> set[str]:
+    """The names of the values that leave FP16's range when the graph answers `batches`."""
     import onnx_ir
 
     from stages.runtime.onnxruntime import OnnxRuntimeSession
 
-    graph = read_graph(model)
-    _name_nodes(graph)
-    _declare_float_outputs(graph)
-    batches = trial_batches(graph, Model.of(model).signature)
-    produced = [
+    outputs = graph.graph.outputs
+    count = len(outputs)
+    outputs.extend(
         value
         for node in graph.graph
         for value in node.outputs
-        if value.dtype == onnx_ir.DataType.FLOAT and value.name and (value.uses() or value.is_graph_output())
-    ]
-    graph.graph.outputs.extend(value for value in produced if not value.is_graph_output())
+        if value.dtype == onnx_ir.DataType.FLOAT and value.uses() and not value.is_graph_output()
+    )
     large: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "every_value.onnx"
-        onnx_ir.save(graph, path)
+        write(graph, path)
+        while len(outputs) > count:
+            outputs.pop()
         with OnnxRuntimeSession(path) as session:
             for batch in batches:
-                large |= {name for name, values in session.run(batch).items() if _overflows(values)}
-    return sorted(
-        str(node.name)
-        for node in graph.graph
-        if any(value is not None and value.name in large for value in (*node.inputs, *node.outputs))
-    )
+                try:
+                    values = session.run(batch)
+                except StageError:
+                    continue  # a size that the model does not take
+                large |= {name for name, array in values.items() if _overflows(array)}
+    return large
 
 
-def _overflows(values: Any) -> bool:
+def _overflows(values: NDArray[Any]) -> bool:
+    if not np.issubdtype(values.dtype, np.floating):
+        return False
     magnitudes = np.abs(values[np.isfinite(values)])
     return bool(((magnitudes > _SAFE_MAGNITUDE) & (magnitudes < _MASK_MAGNITUDE)).any())

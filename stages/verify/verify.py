@@ -175,7 +175,7 @@ def _with_its_reason(server: Server) -> Iterator[None]:
     try:
         yield
     except (StageError, RequirementError) as error:
-        if (reason := server.death()) is not None:
+        if (reason := server.death(patience_s=1)) is not None:
             raise StageError(reason) from error
         raise
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import FIXED, Release, Released, Served
+from released import FIXED, Release, Released, Served
 
 from model_repository import Repository, ServerError, server, supervisor
 from model_repository.environment import ServerEnvironment
@@ -254,20 +254,27 @@ def test_nothing_is_left_after_an_error_in_the_block(small: Path, triton: Server
 
 
 SERVE = """
-import sys
+import os, sys, time
 from pathlib import Path
 from model_repository.environment import server_environment
 from model_repository.server import serve
-serve(Path(sys.argv[1]), server_environment(), lambda server: print(server.pid, server.http_address, flush=True))
+
+def ready(server):
+    if sys.argv[2] == "fork" and os.fork() == 0:
+        time.sleep(60)  # with a copy of everything that its parent has open
+        os._exit(0)
+    print(server.pid, server.http_address, flush=True)
+
+serve(Path(sys.argv[1]), server_environment(), ready)
 print("returned")
 """
 
 
 @contextmanager
-def serving(repository: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def serving(repository: Path, also: str = "") -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A process that serves a repository, and the number of its server."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(repository)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SERVE, str(repository), also], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
@@ -288,14 +295,18 @@ def test_serving_ends_cleanly_at_a_signal(small: Path, triton: ServerEnvironment
         assert not orphans()
 
 
-@pytest.mark.parametrize("victim", ["owner", "supervisor"])
+@pytest.mark.parametrize("victim", ["owner", "owner with children", "supervisor"])
 def test_nothing_is_left_after_a_kill(small: Path, triton: ServerEnvironment, victim: str) -> None:
-    with serving(small) as (process, running):
+    with serving(small, "fork" if victim == "owner with children" else "") as (process, running):
         processes = tree(psutil.Process(running).ppid())
-        (process if victim == "owner" else processes[0]).kill()
+        children = [item for item in psutil.Process(process.pid).children() if item not in processes]
+        assert len(children) == (victim == "owner with children")
+        (processes[0] if victim == "supervisor" else process).kill()
         assert_ended(processes)
         process.wait()
         assert not orphans()
+        for child in children:
+            child.kill()
 
 
 def test_serving_raises_when_the_server_dies(small: Path, triton: ServerEnvironment) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import FIXED, Release, Released, make_data, release_of
+from released import FIXED, Release, Released, make_data, release_of
 
 from calibration.samples import Samples
 from model_repository.config import read
