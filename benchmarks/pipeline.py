@@ -119,7 +119,9 @@ def main() -> None:
           f"{arguments.pairs} pairs, {arguments.runs} runs: minimum (median)\n")  # fmt: skip
     print(f"{'':<18}{'wall s':>16}{'CPU s':>16}{'largest MB':>16}{'together MB':>16}")
     for name, costs in rows.items():
-        figures = [[getattr(cost, field) for cost in costs] for field in ("wall_s", "cpu_s", "largest_mb", "together_mb")]
+        figures = [
+            [getattr(cost, field) for cost in costs] for field in ("wall_s", "cpu_s", "largest_mb", "together_mb")
+        ]
         cells = "".join(f"{f'{min(values):.2f} ({statistics.median(values):.2f})':>16}" for values in figures)
         print(f"{name:<18}{cells}")
     print("\nstep of the clean run, wall s: " + ", ".join(f"{name} {min(times):.1f}" for name, times in steps.items()))

@@ -122,9 +122,7 @@ def _forms(recipe: Recipe, variant: VariantConfig) -> list[Step | Choice]:
     fails = None if variant.name == BASELINE else variant.name
 
     def made_from(model: str, suffix: str) -> Step:
-        return Step(
-            f"{variant.name}{suffix}", QUANTISE, variant, {"model": model}, fails, libraries=variant.libraries
-        )
+        return Step(f"{variant.name}{suffix}", QUANTISE, variant, {"model": model}, fails, libraries=variant.libraries)
 
     if recipe.fuse == "never":
         return [made_from("convert", "")]

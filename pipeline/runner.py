@@ -83,9 +83,7 @@ class Runner:
             failure = self.failures[needed[0]]
             self.failures[step.name] = Failure(failure.step, failure.reason)
             return None
-        inputs = {
-            parameter: self.artifacts[name] for parameter, name in step.inputs.items() if name in self.artifacts
-        }
+        inputs = {parameter: self.artifacts[name] for parameter, name in step.inputs.items() if name in self.artifacts}
         try:
             stored = self._stored(step, inputs)
         except (*MEANT, WorkerError) as error:

@@ -68,9 +68,7 @@ def run_in_worker(
     seconds; `WorkerError` for any other exception.
     """
     ours, theirs = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(
-        target=_work, args=(theirs, function, dict(inputs), options, out, log), daemon=False
-    )
+    process = _CONTEXT.Process(target=_work, args=(theirs, function, dict(inputs), options, out, log), daemon=False)
     started = time.monotonic()
     process.start()
     theirs.close()

@@ -133,7 +133,9 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
         [numpy_helper.from_array(value.astype(np.float32), name) for name, value in arrays.items()],
     )
     path = tmp_path_factory.mktemp("classifier")
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path / "digits.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path / "digits.onnx"
+    )
     np.savez(path / "evaluation.npz", x=test_x, labels=test_y)
     return Classifier(path / "digits.onnx", path / "evaluation.npz", float(trained.score(test_x, test_y)))
 

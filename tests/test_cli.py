@@ -110,7 +110,13 @@ def _data(path: Path, case: str) -> Path:
 
 @pytest.mark.parametrize(
     ("case", "says"),
-    [("columns", "'x'"), ("empty", "no samples|empty|no rows"), ("nan", "row 2|sample 2"), ("shape", "60"), ("absent", "data.npz")],
+    [
+        ("columns", "'x'"),
+        ("empty", "no samples|empty|no rows"),
+        ("nan", "row 2|sample 2"),
+        ("shape", "60"),
+        ("absent", "data.npz"),
+    ],
 )
 def test_wrong_data_is_exit_code_2(workplace: Workplace, classifier: Classifier, case: str, says: str) -> None:
     ended = workplace.optimize("run", classifier.model, "--evaluation", _data(workplace.path, case))

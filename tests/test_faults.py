@@ -147,7 +147,9 @@ def test_a_full_repository_is_never_half_published(
     )  # fmt: skip
     assert ended.code == 4, ended.err
     assert "No space left" in ended.err or "no space left" in ended.err
-    assert not [path for path in (small_disk / "repository").rglob("*") if path.is_file() and path.stat().st_size > 4096]
+    assert not [
+        path for path in (small_disk / "repository").rglob("*") if path.is_file() and path.stat().st_size > 4096
+    ]
 
 
 def test_a_tracking_server_that_is_away_costs_nothing(workplace: Workplace, classifier: Classifier) -> None:

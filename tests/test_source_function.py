@@ -96,7 +96,11 @@ def test_without_axes_the_first_of_every_input_is_the_batch(zoo: Callable[[str],
 
 
 def test_the_same_function_gives_the_same_digest(zoo: Callable[..., Artifact]) -> None:
-    assert zoo("net", "first").digest == zoo("net", "second").digest
+    first, second = zoo("net", "first"), zoo("net", "second")
+    assert first.digest == second.digest
+    with zipfile.ZipFile(first.path / "model.pt2") as archive:
+        content = b"".join(archive.read(name) for name in archive.namelist())
+    assert b"zoo_of_nets.py" not in content, "where the code lies is no part of the model"
 
 
 def test_the_program_file_can_be_given_itself(zoo: Callable[[str], Artifact], tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def misbehave(options: Options, out: Path, progress: Progress) -> Artifact:
             raise OSError(errno.ENOSPC, "No space left on device", "x")
         case "large":
             data = bytearray(200 << 20)
-            data[:: 4096] = b"x" * len(data[::4096])
+            data[::4096] = b"x" * len(data[::4096])
         case _:
             pass
     progress.update("working", 1, 2)
@@ -59,9 +59,7 @@ def misbehave(options: Options, out: Path, progress: Progress) -> Artifact:
 def work(tmp_path: Path, what: str, progress: Progress = SILENT, timeout_s: float = 60) -> Made:
     out = tmp_path / what
     out.mkdir()
-    return run_in_worker(
-        misbehave, {}, Options(what=what), out, progress, log=tmp_path / "log", timeout_s=timeout_s
-    )
+    return run_in_worker(misbehave, {}, Options(what=what), out, progress, log=tmp_path / "log", timeout_s=timeout_s)
 
 
 def test_a_stage_works_and_is_measured(tmp_path: Path) -> None:

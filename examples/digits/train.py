@@ -20,7 +20,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 SEED = 7
-EPOCHS = 40
+EPOCHS = 30
 BATCH = 64
 HELD_OUT = 0.4
 CALIBRATION = 256
@@ -32,9 +32,9 @@ class Digits(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            *self.block(1, 32), *self.block(32, 64), nn.MaxPool2d(2), *self.block(64, 128), nn.MaxPool2d(2)
+            *self.block(1, 16), *self.block(16, 32), nn.MaxPool2d(2), *self.block(32, 64), nn.MaxPool2d(2)
         )
-        self.classifier = nn.Linear(128 * 2 * 2, 10)
+        self.classifier = nn.Linear(64 * 2 * 2, 10)
 
     @staticmethod
     def block(inputs: int, outputs: int) -> list[nn.Module]:
@@ -54,8 +54,9 @@ def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def train(images: np.ndarray, labels: np.ndarray) -> Digits:
-    """A trained network in evaluation mode. The same data give the same weights on the same machine."""
+    """A trained network in evaluation mode. The same data give the same weights on the same kind of machine."""
     torch.manual_seed(SEED)
+    torch.set_num_threads(1)  # such small layers gain nothing from a second one, and sums keep their order
     model = Digits()
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     batches = -(-len(x) // BATCH)

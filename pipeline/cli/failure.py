@@ -23,7 +23,6 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"{error.strerror or error}{place}", 4
     name = "" if isinstance(error, WorkerError) else f"{type(error).__name__}: "
     return (
-        f"{name}{error}\n"
-        "This is a bug in optimize. Run the same command with --debug and report what it prints.",
+        f"{name}{error}\nThis is a bug in optimize. Run the same command with --debug and report what it prints.",
         1,
     )

@@ -18,10 +18,11 @@ __all__ = ["serve"]
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def serve(repository: Path, host: str, http_port: int, grpc_port: int, metrics_port: int, debug: bool) -> None:
     """Serve REPOSITORY until Ctrl-C. The server is the real tritonserver, in an environment of its own."""
-    from model_repository import Repository
+    from model_repository import Repository, ServerError
     from model_repository.environment import server_environment
     from model_repository.server import Server
     from model_repository.server import serve as serve_until_stopped
+    from stages.errors import RequirementError
 
     models = Repository(repository).models()
 
@@ -29,7 +30,10 @@ def serve(repository: Path, host: str, http_port: int, grpc_port: int, metrics_p
         click.echo(f"serving {', '.join(models) or 'no models'}; Ctrl-C stops", err=True)
         click.echo(f"  HTTP {server.http_address}   gRPC {server.grpc_address}   {server.metrics_address}", err=True)
 
-    environment = server_environment(progress=lambda note: click.echo(note, err=True))
+    try:
+        environment = server_environment(progress=lambda note: click.echo(note, err=True))
+    except ServerError as error:
+        raise RequirementError(str(error)) from error
     serve_until_stopped(
         repository, environment, ready, host=host, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port
     )

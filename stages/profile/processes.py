@@ -26,6 +26,7 @@ _START = (
     "from stages.profile.measured import main; main(int(sys.argv[2]))"
 )
 _LAST_WORDS_S = 10.0
+_START_S = 120.0
 
 
 class MeasuredProcesses:
@@ -71,7 +72,7 @@ class MeasuredProcesses:
 
     def _pids_when_ready(self) -> dict[str, int]:
         try:
-            if self._control.poll(self._timeout_s):
+            if self._control.poll(_START_S):
                 pids: dict[str, int] = self._control.recv()
                 return pids
         except (EOFError, ConnectionError):
@@ -79,7 +80,7 @@ class MeasuredProcesses:
             raise StageError(
                 f"the measuring process ended with {_exit_in_words(self._process.returncode)} before it began"
             ) from None
-        raise StageError(f"the measuring process was not ready within {self._timeout_s:g} s")
+        raise StageError(f"the measuring process was not ready within {_START_S:g} s")
 
     @property
     def alive(self) -> list[str]:

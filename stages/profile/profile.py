@@ -33,6 +33,8 @@ _LIBRARIES = ("onnxruntime", "numpy")
 _TURN_MS = 100.0
 """About how long a turn lasts: long against what changing turns costs, short against what disturbs a machine."""
 _MOST_CYCLES = 3
+_STRETCH = 3
+"""A turn may last so many times longer if it then holds every input once."""
 _LEAD_IN_FROM = 3
 _WORTH_HAVING = 1.02
 """Two variants whose ratio is known to be nearer to 1 than this need no further race."""
@@ -43,9 +45,9 @@ class ProfileOptions(BaseModel):
 
     `threads`: 0 is every usable core. `inputs`: how many different batches of each size are cycled through; odd, so
     that the median is one of them. A batch size is settled when every variant has `min_calls` and the 95 % interval of
-    its median is narrower than `relative_interval` of it; with `until="decided"`, when each variant is known to be faster
-    or slower than the baseline (or not to differ by 2 %). `budget_s` ends the measuring in any case, after one round
-    of each batch size; starting and warming up come on top. A variant that does not answer in `timeout_s` is ended.
+    its median is narrower than `relative_interval` of it; with `until="decided"`, when each variant is known to be
+    faster or slower than the baseline (or not to differ by 2 %). `budget_s` ends the measuring in any case, after
+    one round of each batch size; warming up is part of it. A variant that does not answer in `timeout_s` is ended.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -120,7 +122,6 @@ def profile(
         options.timeout_s,
     ) as processes:
         cold_starts = {name: processes.ask(name, "open") for name in names}
-        _warm_up(processes, sizes, options)
         ended = _measure(processes, sizes, names, options, progress)
         memory = {name: processes.ask(name, "memory") for name in processes.alive}
         errors = dict(processes.errors)
@@ -183,14 +184,21 @@ def _batches(data: Artifact, sizes: Sequence[int], count: int) -> dict[int, list
 
 
 def _warm_up(processes: MeasuredProcesses, sizes: Sequence[_Size], options: ProfileOptions) -> None:
-    """Two calls of every size, the shortest and the longest input, and how many calls fit into a turn."""
+    """A few calls of every size; how long they take says how many make a turn, the same for all variants."""
     for size in sizes:
-        slowest = 0.0
+        slowest = 1e-3
         for name in processes.alive:
-            taken = processes.ask(name, "run", size.batch_size, [0, options.inputs - 1], False)
-            slowest = max(slowest, *(taken or [0.0]))
-        cycles = int(_TURN_MS / max(slowest, 1e-3)) // options.inputs
-        size.calls = options.inputs * min(cycles, _MOST_CYCLES) or max(1, int(_TURN_MS / max(slowest, 1e-3)))
+            taken = processes.ask(name, "run", size.batch_size, [0], False)
+            if taken and taken[0] < _TURN_MS:
+                spread = [0, options.inputs // 2, options.inputs - 1]
+                taken = processes.ask(name, "run", size.batch_size, spread, False)
+            slowest = max(slowest, float(np.mean(taken or 0.0)))
+        calls, cycle = int(_TURN_MS / slowest), options.inputs
+        # Whole cycles where they fit, so that each turn has the same mix of inputs.
+        if calls >= cycle:
+            size.calls = cycle * min(calls // cycle, _MOST_CYCLES)
+        else:
+            size.calls = cycle if _STRETCH * calls >= cycle else max(1, calls)
 
 
 def _measure(
@@ -203,13 +211,16 @@ def _measure(
     """Take turns until every size is settled. Returns whether the budget ended that."""
     random = np.random.default_rng(options.seed)
     started = time.monotonic()
+    progress.update("warming up", 0.0, options.budget_s)
+    _warm_up(processes, sizes, options)
     while open_sizes := [size for size in sizes if not size.settled]:
         if not processes.alive:
             return False
         elapsed = time.monotonic() - started
-        # The sizes share the time evenly; each has its first round whatever the budget.
+        # The sizes share the time evenly; each has its first round whatever the budget, and a second one only if it
+        # is likely to end in time.
         size = min(open_sizes, key=lambda one: one.spent_s)
-        if elapsed >= options.budget_s and size.order:
+        if size.order and elapsed + size.spent_s / len(size.order) > options.budget_s:
             return True
         progress.update(f"batch size {size.batch_size}", min(elapsed, options.budget_s), options.budget_s)
         begun = time.monotonic()

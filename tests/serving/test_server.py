@@ -218,7 +218,7 @@ def test_a_taken_port_is_named_before_anything_starts(small: Path, triton: Serve
         Server(small, triton, http_port=port, grpc_port=port).start()
 
 
-@pytest.mark.parametrize("service", ["http", "grpc", "metrics"])
+@pytest.mark.parametrize("service", ["http", "grpc"])
 def test_a_free_port_that_is_lost_to_another_is_replaced(
     small: Path, triton: ServerEnvironment, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,7 +284,7 @@ def serving(repository: Path, also: str = "") -> Iterator[tuple[subprocess.Popen
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serving_ends_cleanly_at_a_signal(small: Path, triton: ServerEnvironment, number: signal.Signals) -> None:
     with serving(small) as (process, running):
         processes = tree(psutil.Process(running).ppid())

@@ -121,9 +121,8 @@ def test_a_server_that_dies_while_it_is_asked_is_reported(digits: Released, digi
     class Killer:
         def update(self, note: str, done: float | None = None, total: float | None = None) -> None:
             if note == "asking over gRPC":
-                (server,) = [
-                    item for item in psutil.Process().children(recursive=True) if item.name() == "tritonserver"
-                ]
+                servers = [item for item in psutil.Process().children(recursive=True) if item.name() == "tritonserver"]
+                server = max(servers, key=lambda item: item.create_time())
                 server.kill()
 
     with pytest.raises(StageError, match=r"the Triton server ended \(killed by SIGKILL\)"):
