@@ -17,7 +17,7 @@ from pipeline.plan import Choice, Step, measuring_plan, release_plan, variants_o
 from pipeline.recipe import DataRecipe, Recipe
 from pipeline.records import Recorder
 from pipeline.report import write_report
-from pipeline.result import DataFigures, MlflowLink, Release, RunResult, StageFigures
+from pipeline.result import DataFigures, Release, RunResult, StageFigures
 from pipeline.runner import Runner, StepRecord
 from pipeline.screen import QUIET, Screen
 from pipeline.store import Store, library_versions
@@ -239,7 +239,7 @@ class _Job:
             chosen=self.chosen,
             variants=self.outcome.rows,
             stages=[_stage_figures(record) for record in runner.records],
-            host={key: value for key, value in self.host.items()},  # type: ignore[misc]
+            host=dict(self.host.items()),
             libraries=library_versions(LIBRARIES),
             warnings=list(runner.warnings),
             started_at=self.started_at,

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 __all__ = [
-    "BatchFigures", "DataFigures", "Interval", "Latency", "MetricFigures", "MlflowLink", "Release", "RunResult", "StageFigures",
-    "VariantResult", "Verdict",
+    "BatchFigures", "DataFigures", "Interval", "Latency", "MetricFigures", "MlflowLink", "Release", "RunResult",
+    "StageFigures", "VariantResult", "Verdict",
 ]  # fmt: skip
 
 Verdict = Literal["pass", "fail", "inconclusive", "error", "not_run"]

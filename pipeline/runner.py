@@ -88,9 +88,10 @@ class Runner:
             stored = self._stored(step, inputs)
         except (*MEANT, WorkerError) as error:
             reason = str(error) if isinstance(error, MEANT) else f"a bug: {error}"
-            self._screen.failed(step.name, reason)
             if step.variant is None:
+                self._screen.failed(step.name, "")
                 raise
+            self._screen.failed(step.name, reason)
             self.failures[step.name] = Failure(step.name, reason)
             return None
         self.records.append(StepRecord(step.name, stored))

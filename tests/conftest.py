@@ -34,10 +34,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mount = tmp_path / "small_disk"
     mount.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(mount)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode != 0:  # noqa: S603
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode != 0:
         pytest.skip("a small file system cannot be mounted here (it takes root)")
     yield mount
-    subprocess.run(["umount", "-l", str(mount)], check=True)  # noqa: S603, S607
+    subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
 @dataclass(frozen=True)

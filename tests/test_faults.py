@@ -23,38 +23,35 @@ def quick(classifier: Classifier, *more: object) -> list[object]:
 
 
 def overflowing_model(path: Path) -> Path:
-    """Right in fp32, but its intermediate values are beyond what fp16 can hold: inf − inf = NaN."""
+    """Right in fp32 for inputs of any size; quantising values whose range is beyond a float's gives NaN."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    weights = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    weights = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32) * np.float32(1e-30)
     graph = helper.make_graph(
-        [
-            helper.make_node("Mul", ["x", "large"], ["a"]),
-            helper.make_node("MatMul", ["a", "w"], ["b"]),
-            helper.make_node("Sub", ["b", "b"], ["zero"]),
-            helper.make_node("MatMul", ["x", "w"], ["c"]),
-            helper.make_node("Add", ["c", "zero"], ["logits"]),
-        ],
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
         "overflow",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 64])],
-        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.float32(30000.0), "large")],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 64])],
+        [numpy_helper.from_array(weights, "w")],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     return path
 
 
-def test_a_variant_with_nan_outputs_fails_and_the_run_goes_on(workplace: Workplace, classifier: Classifier) -> None:
+def test_a_variant_with_nan_outputs_fails_and_the_run_goes_on(workplace: Workplace) -> None:
     model = overflowing_model(workplace.path / "overflow.onnx")
+    x = np.random.default_rng(1).normal(size=(80, 64)).astype(np.float32)
+    x[7, :2] = [3e38, -3e38]
+    np.savez(workplace.path / "x.npz", x=x)
     ended = workplace.optimize(
-        "run", model, "--evaluation", classifier.evaluation, "--variants", "fp16", "--fuse", "never",
+        "run", model, "--evaluation", "x.npz", "--variants", "int8-dynamic", "--fuse", "never",
         "--budget", "1s", "--batch-sizes", "1", "--no-verify", "--no-record", "--json",
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    fp16 = next(variant for variant in ended.json["variants"] if variant["name"] == "fp16")
-    assert fp16["verdict"] == "error"
-    assert "NaN" in fp16["reason"] or "finite" in fp16["reason"]
+    int8 = next(variant for variant in ended.json["variants"] if variant["name"] == "int8-dynamic")
+    assert int8["verdict"] == "error"
+    assert "NaN" in int8["reason"]
     assert ended.json["release"]["variant"] == "fp32"
 
 
@@ -146,7 +143,7 @@ def test_a_full_repository_is_never_half_published(
         "--fuse", "never", "--no-verify", "--no-record", "--budget", "1s", "--batch-sizes", "1",
     )  # fmt: skip
     assert ended.code == 4, ended.err
-    assert "No space left" in ended.err or "no space left" in ended.err
+    assert "no space is left for" in ended.err
     assert not [
         path for path in (small_disk / "repository").rglob("*") if path.is_file() and path.stat().st_size > 4096
     ]

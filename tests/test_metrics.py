@@ -97,7 +97,7 @@ def test_retrieval_metrics_rank_the_documents_by_cosine() -> None:
 
 
 def test_documents_that_are_equal_but_for_rounding_count_as_found() -> None:
-    embeddings = np.array([[1, 0], [1, 0], [1, 1e-9], [0, 1]], dtype=np.float32)
+    embeddings = np.array([[1, 0], [1, 0], [1, 1e-3], [0, 1]], dtype=np.float32)
     truth = {"kind": "retrieval", "queries": 1, "documents": 3, "relevant": [1]}
     metric = metric_for(truth)
     assert metric.name == "recall@1"

@@ -133,5 +133,5 @@ def test_workers_die_with_a_run_that_is_killed(tmp_path: Path) -> None:
     worker = psutil.Process(int(started.read_text()))
     process.kill()
     process.wait()
-    gone, alive = psutil.wait_procs([worker], timeout=20)
+    _, alive = psutil.wait_procs([worker], timeout=20)
     assert alive == []

@@ -45,9 +45,10 @@ def versions(repository: Path, model: str | None, as_json: bool, debug: bool) ->
     if not rows:
         click.echo(f"{repository} holds no releases", err=True)
     for name, info in rows:
-        variant = info.provenance.get("variant", {}).get("name", "")
         mark = "*" if info.current else " "
-        click.echo(f"{mark} {name} {info.version:>4}  {info.published_at}  {variant:<16} {info.digest[:12]}")
+        variant = info.provenance.get("variant", {}).get("name", "")
+        when, digest = info.published_at or "made by hand", (info.digest or "")[:12]
+        click.echo(f"{mark} {name} {info.version:>4}  {when}  {variant:<16} {digest}")
 
 
 @click.command(short_help="Serve another version.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import importlib
 import json
 import os
 import re
@@ -48,9 +49,10 @@ def _die_with(parent: int) -> None:
 
 def _prepare(tracking_uri: str, spool: Path) -> None:
     """Do beside the run's first steps what takes seconds: the imports, and a new database."""
-
+    importlib.import_module("mlflow")
     database = sqlite_file(tracking_uri)
     if database is not None:
+        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
         from pipeline.records.upsert import create_database
 
         spool.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,10 @@ def _deliver(path: Path) -> dict[str, Any]:
 
     from pipeline.records.upsert import upsert
 
-    record = Record.model_validate_json((path / RECORD).read_bytes())
+    try:
+        record = Record.model_validate_json((path / RECORD).read_bytes())
+    except FileNotFoundError:
+        return {"reason": "another process has delivered this record or a later one of the same job"}
     # Two processes that deliver the same job one after the other find what is there; at once they would both make it.
     with lock_path(path, record).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

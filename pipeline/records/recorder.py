@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -43,6 +44,7 @@ class Recorder:
         self._courier = Courier(self.tracking_uri, self._spool.path)
         self._timeout_s = timeout_s
         self._gave_up: str | None = None
+        self._earlier: dict[str, Path] = {}
 
     def start(self) -> None:
         """Begin to import MLflow in the child process. Recording works without, only later."""
@@ -87,6 +89,9 @@ class Recorder:
             place = self._spool.keep(record, contents)
         except OSError as error:
             return link.model_copy(update={"spooled": f"the record could not be kept in {self._spool.path}: {error}"})
+        if result.job_id in self._earlier:
+            self._spool.drop(self._earlier[result.job_id])  # the new record says all that it said
+        self._earlier[result.job_id] = place
         if self._gave_up is not None:
             delivery = _failed(self._spool, place, record, self._gave_up)
         else:
@@ -129,17 +134,17 @@ def _hand_over(courier: Courier, spool: Spool, place: Path, record: Record, time
         return _failed(spool, place, record, answer.reason or "MLflow gave no run", answer.silent)
     url = page_of(record.tracking_uri, answer.experiment_id)
     if not record.running:
-        spool.acknowledge(
-            Receipt(
-                job_id=record.job_id,
-                tracking_uri=record.tracking_uri,
-                experiment=record.experiment,
-                digest=record.digest,
-                written_ms=record.written_ms,
-                run_id=answer.run_id,
-                url=url,
-            )
+        receipt = Receipt(
+            job_id=record.job_id,
+            tracking_uri=record.tracking_uri,
+            experiment=record.experiment,
+            digest=record.digest,
+            written_ms=record.written_ms,
+            run_id=answer.run_id,
+            url=url,
         )
+        with contextlib.suppress(OSError):  # a full disk; without it the same job is merely delivered again
+            spool.acknowledge(receipt)
     spool.drop(place)
     return Delivery(record.job_id, public(record.tracking_uri), answer.run_id, url, None)
 

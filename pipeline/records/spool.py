@@ -1,18 +1,20 @@
 """The spool: records on disk until they are delivered, and receipts of those that were.
 
-    <spool>/waiting/<job>-<server>-<pid>-<time>/   record.json and the artifact files
-    <spool>/receipts/<job>-<server>.json           the last delivery of a finished job
-    <spool>/locks/<job>-<server>                   held by the process that delivers
+    <spool>/waiting/<job>-<server>-<random>/   record.json and the artifact files
+    <spool>/receipts/<job>-<server>.json       the last delivery of a finished job
+    <spool>/locks/<job>-<server>               held by the process that delivers
 
 A record is written into a scratch directory, synced and renamed into place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +73,7 @@ class Spool:
     def keep(self, record: Record, files: Mapping[str, Path | bytes]) -> Path:
         """Write a record and its artifact files; files are hard-linked, bytes written. Returns where it lies.
 
-        Earlier records of the same job by this process are dropped: this one says all they said. Raises `OSError`.
+        Raises `OSError`.
         """
         for folder in ("waiting", "receipts", "locks"):
             (self.path / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -85,16 +87,12 @@ class Spool:
                     link(content, scratch / name)
             _write(scratch / RECORD, record.model_dump_json(indent=1).encode())
             _sync(scratch)
-            prefix = f"{key_of(record.job_id, record.tracking_uri)}-{record.pid}-"
-            earlier = list((self.path / "waiting").glob(f"{prefix}*"))
-            place = self.path / "waiting" / f"{prefix}{record.written_ms}-{len(earlier)}"
+            place = self.path / "waiting" / f"{key_of(record.job_id, record.tracking_uri)}-{uuid.uuid4().hex[:12]}"
             scratch.rename(place)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
         _sync(place.parent)
-        for old in earlier:
-            shutil.rmtree(old, ignore_errors=True)
         return place
 
     def rewrite(self, path: Path, record: Record) -> None:
@@ -105,7 +103,8 @@ class Spool:
 
     def explain(self, path: Path, reason: str) -> None:
         """Write beside a record why it still waits."""
-        (path / _REASON).write_text(reason + "\n")
+        with contextlib.suppress(OSError):  # a full disk, or another process has delivered it in the meantime
+            (path / _REASON).write_text(reason + "\n")
 
     def drop(self, path: Path) -> None:
         """Take a record away: it was delivered, or a later one says more."""

@@ -19,7 +19,7 @@ from stages.artifact import Artifact
 from stages.errors import InputError
 from stages.host import host_fingerprint, usable_cores, versions
 from stages.model import ASSETS, Model
-from stages.profile.latency import median_interval, percentile_figures
+from stages.profile.latency import calls_to_bound, median_interval, percentile_figures
 from stages.profile.processes import MeasuredProcesses
 from stages.profile.race import FILE, Race, race
 from stages.progress import SILENT, Progress
@@ -85,8 +85,16 @@ class _Size:
         """Which input each call had."""
         return np.array(self.inputs[: self.calls * len(self.turns[name])], dtype=np.int64)
 
+    @property
+    def round_s(self) -> float:
+        """How long a round takes; 0 before the first."""
+        return self.spent_s / len(self.order) if self.order else 0.0
+
     def relative_interval(self, name: str) -> float:
+        """The width of the median's interval over the median; 1 with too few calls for an interval."""
         values = self.latencies(name).ravel()
+        if len(values) < calls_to_bound(0.5):
+            return 1.0
         low, high = median_interval(values, self.kinds(name))
         return float((high - low) / np.median(values))
 
@@ -217,11 +225,12 @@ def _measure(
         if not processes.alive:
             return False
         elapsed = time.monotonic() - started
-        # The sizes share the time evenly; each has its first round whatever the budget, and a second one only if it
-        # is likely to end in time.
-        size = min(open_sizes, key=lambda one: one.spent_s)
-        if size.order and elapsed + size.spent_s / len(size.order) > options.budget_s:
+        # The sizes share the time evenly. Each has its first round whatever the budget; another one only if it is
+        # likely to end in time.
+        fitting = [size for size in open_sizes if not size.order or elapsed + size.round_s <= options.budget_s]
+        if not fitting:
             return True
+        size = min(fitting, key=lambda one: one.spent_s)
         progress.update(f"batch size {size.batch_size}", min(elapsed, options.budget_s), options.budget_s)
         begun = time.monotonic()
         _round(processes, size, names, random, options.inputs)
