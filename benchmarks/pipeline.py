@@ -1,6 +1,6 @@
 """What a run costs: convert → fuse → int8-dynamic with evaluation on all-MiniLM-L6-v2, clean and fully cached.
 
-    .venv/bin/python benchmarks/pipeline.py [--runs 3] [--pairs 256]
+    .venv/bin/python benchmarks/pipeline.py [--runs 3] [--pairs 128]
 
 Each run is `optimize run` as a user types it, without the Triton verification, in a fresh store, repository and
 MLflow database; then the same command again, with everything cached. CPU seconds are those of all processes that
@@ -30,6 +30,14 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 OPTIMIZE = Path(sys.executable).with_name("optimize")
 PR_SET_CHILD_SUBREAPER = 36
+
+RECIPE = """
+model: {data}/checkpoint
+name: minilm
+evaluation: {{path: {data}/evaluation.jsonl, max_length: 64}}
+variants: [int8-dynamic]
+profile: {{batch_sizes: [1], budget: 2s}}
+"""
 
 
 @dataclass
@@ -91,7 +99,7 @@ class _MemoryWatch(threading.Thread):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=256, help="query and document pairs of the evaluation")
+    parser.add_argument("--pairs", type=int, default=128, help="query and document pairs of the evaluation")
     arguments = parser.parse_args()
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -104,17 +112,16 @@ def main() -> None:
         for number in range(arguments.runs):
             place = Path(folder) / f"run{number}"
             place.mkdir()
+            (place / "recipe.yaml").write_text(RECIPE.format(data=data))
             command = [
-                str(OPTIMIZE), "run", str(data / "checkpoint"), "--name", "minilm", "--variants", "int8-dynamic",
-                "--evaluation", str(data / "evaluation.jsonl"), "--batch-sizes", "1,8", "--budget", "5s",
-                "--no-verify", "--store", str(place / "store"), "--repository", str(place / "repository"),
+                str(OPTIMIZE), "run", "recipe.yaml", "--no-verify", "--store", "store", "--repository", "repository",
                 "--tracking-uri", f"sqlite:///{place}/mlflow.db", "--json",
             ]  # fmt: skip
             rows["clean"].append(cost_of(command, place))
             rows["fully cached"].append(cost_of(command, place))
             rows["optimize --help"].append(cost_of([str(OPTIMIZE), "--help"], place))
             for stage in json.loads(rows["clean"][-1].output)["stages"]:
-                steps.setdefault(stage["name"], []).append(stage["seconds"])
+                steps.setdefault(stage["name"], []).append(stage["cpu_seconds"])
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
           f"{arguments.pairs} pairs, {arguments.runs} runs: minimum (median)\n")  # fmt: skip
     print(f"{'':<18}{'wall s':>16}{'CPU s':>16}{'largest MB':>16}{'together MB':>16}")
@@ -124,7 +131,7 @@ def main() -> None:
         ]
         cells = "".join(f"{f'{min(values):.2f} ({statistics.median(values):.2f})':>16}" for values in figures)
         print(f"{name:<18}{cells}")
-    print("\nstep of the clean run, wall s: " + ", ".join(f"{name} {min(times):.1f}" for name, times in steps.items()))
+    print("\nsteps of the clean run, CPU s: " + ", ".join(f"{name} {min(times):.1f}" for name, times in steps.items()))
 
 
 if __name__ == "__main__":

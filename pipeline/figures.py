@@ -15,6 +15,7 @@ __all__ = [
     "accuracy_of",
     "bytes_text",
     "chosen_name",
+    "headline_batch",
     "in_order",
     "interval_text",
     "number_text",
@@ -132,6 +133,15 @@ def accuracy_of(result: RunResult, variant: VariantResult) -> Accuracy | None:
 def in_order(result: RunResult) -> list[VariantResult]:
     """The variants, the baseline first, the others as the run had them."""
     return sorted(result.variants, key=lambda variant: not variant.baseline)
+
+
+def headline_batch(result: RunResult) -> int:
+    """The batch size that the variants' `latency_ms` is of; 1 where nothing was measured."""
+    for variant in result.variants:
+        for batch in variant.batches:
+            if batch.latency_ms == variant.latency_ms:
+                return batch.batch_size
+    return 1
 
 
 def chosen_name(result: RunResult) -> str | None:

@@ -64,8 +64,9 @@ def describe_plan(recipe: Recipe) -> str:
     rows = [("source", recipe.model)]
     for step in measuring_plan(recipe, evaluation_data=recipe.evaluation is not None):
         if isinstance(step, Choice):
-            how = "the faster one, measured" if step.race else "the fused one, if fusion changed anything"
-            rows.append((step.name, f"{step.unfused} | {step.fused}: {how}"))
+            how = "the faster one, measured" if step.measured else "the fused one, if fusion changed anything"
+            what = f"{step.unfused} | {step.fused}: {how}" if step.fused else step.unfused
+            rows.append((step.name, what))
         else:
             rows.append((step.name, ", ".join(step.inputs.values())))
     rows.append(("select", f"every variant that passes its gates, by {recipe.objective}"))
@@ -89,6 +90,7 @@ class _Job:
         self.runner = Runner(store, screen, fingerprint_digest(self.host), recipe.step_timeout, self._first_work)
         self.outcome = Outcome([], [])
         self.chosen: str | None = None
+        self.warnings: list[str] = []
 
     def _first_work(self) -> None:
         """MLflow takes seconds to import: that begins beside the first step that has to be made."""
@@ -108,7 +110,7 @@ class _Job:
         if data is not None:
             self.runner.give("evaluation-data", data)
         if self.recipe.calibration is not None and not any(v.needs_data for v in variants_of(self.recipe)):
-            self.runner.warnings.append("no variant of this run learns from calibration data; they were not read")
+            self.warnings.append("no variant of this run learns from calibration data; they were not read")
         try:
             self.runner.run(measuring_plan(self.recipe, evaluation_data=data is not None))
         except _RUN_FAILS as error:
@@ -241,7 +243,7 @@ class _Job:
             stages=[_stage_figures(record) for record in runner.records],
             host=dict(self.host.items()),
             libraries=library_versions(LIBRARIES),
-            warnings=list(runner.warnings),
+            warnings=[*self.warnings, *self._measured_badly()],
             started_at=self.started_at,
         )
         result.metric = next((row.metric.name for row in result.variants if row.metric), None)
@@ -258,6 +260,26 @@ class _Job:
                 )
             ]
         return result
+
+    def _measured_badly(self) -> list[str]:
+        """What must be said of the speeds: which of them the budget left unsettled, and forms that were left out."""
+        said = [
+            f"{name.removeprefix('make ')} could not be used: {failure.reason}"
+            for name, failure in self.runner.failures.items()
+            if not failure.expected and failure.step == name and name.endswith(("fuse", " fused"))
+        ]
+        unsettled = [
+            f"{row.name} at batch {batch.batch_size} (±{batch.relative_interval / 2:.0%})"
+            for row in self.outcome.rows
+            for batch in row.batches
+            if not batch.settled
+        ]
+        if unsettled:
+            said.append(
+                f"the time for measuring ended before these medians were settled: {', '.join(unsettled)}; "
+                "give it more with --budget"
+            )
+        return said
 
     def _job_id(self, source: Artifact) -> str:
         """The same for the same source, recipe and results: a run that only repeats another is the same job."""
@@ -291,6 +313,7 @@ def _stage_figures(record: StepRecord) -> StageFigures:
         key=stored.key,
         cached=stored.cached,
         seconds=stored.made.seconds,
+        cpu_seconds=stored.made.cpu_seconds,
         peak_memory_bytes=stored.made.peak_memory_bytes,
         measured_at=stored.made_at if measured else None,
         measured_on=stored.artifact.metadata["host"]["cpu"] if measured else None,

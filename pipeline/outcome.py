@@ -12,7 +12,8 @@ from pipeline.result import BatchFigures, Interval, MetricFigures, VariantResult
 from pipeline.runner import Runner
 from stages.artifact import Artifact
 from stages.gate import Judgement, Limits, judge
-from stages.model import Model
+from stages.model import ASSETS, Model
+from stages.profile import faster
 from stages.select import Candidate
 from stages.variants import BASELINE, VariantConfig
 
@@ -46,12 +47,24 @@ def judge_variants(recipe: Recipe, runner: Runner) -> Outcome:
     """Judge every variant by what was stored of it. A variant that has no artifact or no evaluation gets no verdict
     but the reason why."""
     profile = runner.artifacts.get("profile")
-    measured: Mapping[str, Any] = profile.metadata["variants"] if profile is not None else {}
     # A graph of a fixed batch size is measured at that one, whatever the recipe asks for.
     first: int = profile.metadata["batch_sizes"][0] if profile is not None else recipe.profile.batch_sizes[0]
     limits = limits_of(recipe, first)
-    rows = [_judged(runner, variant, limits, measured.get(variant.name)) for variant in variants_of(recipe)]
+    rows = [_judged(runner, variant, limits, _measured(runner, variant.name, first)) for variant in variants_of(recipe)]
     return Outcome(rows, [_candidate(row) for row in rows])
+
+
+def _measured(runner: Runner, variant: str, batch_size: int) -> Mapping[str, Any] | None:
+    """The figures of the form that the variant took, its speed-up that over the baseline's chosen form."""
+    profile, chosen = runner.artifacts.get("profile"), runner.choices.get(variant)
+    if profile is None or chosen is None:
+        return None
+    figures = dict(profile.metadata["variants"][chosen.form])
+    baseline = runner.choices[BASELINE]
+    if figures["error"] is None and chosen.form != baseline.form:
+        race = faster(profile, chosen.form, baseline.form, batch_size)
+        figures["speedups"] = {str(batch_size): {"value": race.ratio, "low": race.low, "high": race.high}}
+    return figures
 
 
 def _judged(
@@ -65,14 +78,13 @@ def _judged(
         verdict="not_run",
     )
     artifact = runner.artifacts.get(variant.name)
-    race = runner.races.get(variant.name)
-    if race is not None:
-        row.fused_speedup = race.ratio
     if artifact is not None:
+        race = runner.choices[variant.name].race
+        row.fused_speedup = None if race is None else race.ratio
         row.fused = Model.of(artifact).fused
         row.digest = artifact.digest
         row.size_bytes = sum(
-            (artifact.path / name).stat().st_size for name in artifact.files if not name.startswith("assets/")
+            (artifact.path / name).stat().st_size for name in artifact.files if not name.startswith(f"{ASSETS}/")
         )
     if measured is not None:
         _figures(row, measured, limits.batch_size)
@@ -81,11 +93,8 @@ def _judged(
             row.verdict, row.reason = "error", runner.failures[step].reason
             return row
     evaluation = runner.artifacts.get(f"check {variant.name}")
-    if evaluation is None:
-        row.reason = "the run ended before it was checked"
-        return row
-    if measured is None:
-        row.reason = "the run ended before it was measured"
+    if evaluation is None or measured is None:
+        row.reason = "the run ended before it was measured and checked"
         return row
     baseline = None if row.baseline else runner.artifacts[f"check {BASELINE}"]
     _judge(row, evaluation, baseline, limits, measured)
@@ -96,7 +105,7 @@ def _judge(
     row: VariantResult, evaluation: Artifact, baseline: Artifact | None, limits: Limits, measured: Mapping[str, Any]
 ) -> None:
     judgement: Judgement = judge(evaluation, baseline, limits, measured)
-    row.verdict = "error" if measured.get("error") else judgement.verdict
+    row.verdict = judgement.verdict
     row.reason = judgement.reason
     row.samples_needed = judgement.samples_needed
     row.fidelity = {name: Interval(**figure.model_dump()) for name, figure in judgement.fidelity.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
@@ -18,44 +18,42 @@ from stages.stage import Stage
 from stages.variants import BASELINE, QUANTISE, VariantConfig, parse_variant
 from stages.verify import VERIFY, VerifyOptions
 
-__all__ = ["Choice", "Step", "measuring_plan", "release_plan", "variants_of"]
+__all__ = ["Choice", "Step", "form_name", "measuring_plan", "release_plan", "stages_of", "variants_of"]
 
-RACE = replace(PROFILE, name="race")
-"""A short profile of two graphs of one variant."""
-
-RACE_BUDGET_S = 3.0
-"""Most time for deciding between two graphs of one variant; a clear winner ends it earlier."""
+CALLS_FOR_P99 = 400
+"""So many calls bound the 99th percentile from above with 95 % confidence (it takes 368)."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One call of a stage. `inputs` maps the stage's parameters to the names of steps.
 
-    `optional` inputs are left out if the steps that make them have failed; any other failed input fails the step.
-    `variant` is the variant that fails with the step; None: the run fails with it.
+    `optional` inputs are left out if the steps that make them gave nothing; any other such input fails the step.
+    `fails`: whether the run fails with the step; else only what depends on it does.
+    `unlike`: a step whose artifact this one's must differ from; if it does not, this step gave nothing.
     """
 
     name: str
     stage: Stage
     options: BaseModel
     inputs: Mapping[str, str]
-    variant: str | None = None
+    fails: bool = True
     libraries: tuple[str, ...] = ()
     optional: frozenset[str] = field(default_factory=frozenset)
+    unlike: str | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Takes the unfused or the fused graph of a variant under the name `name`.
+    """Takes the unfused or the fused form of a variant under the variant's name.
 
-    `race` measures both; None takes `fused` without measuring. Where fusion changed nothing, nothing is raced.
+    `measured` names the step that measured both; None takes the fused one, wherever fusion gave one.
     """
 
     name: str
-    variant: str
     unfused: str
-    fused: str
-    race: Step | None
+    fused: str | None
+    measured: str | None
 
 
 def variants_of(recipe: Recipe) -> list[VariantConfig]:
@@ -65,7 +63,11 @@ def variants_of(recipe: Recipe) -> list[VariantConfig]:
 
 
 def measuring_plan(recipe: Recipe, *, evaluation_data: bool) -> list[Step | Choice]:
-    """From the artifact `source` (and `evaluation-data`, if there is one) to checks and a profile of every variant."""
+    """From the artifact `source` (and `evaluation-data`, if there is one) to a profile and checks of every variant.
+
+    All forms of all variants are measured together, once; which graph a variant takes is read from that.
+    """
+    variants = variants_of(recipe)
     convert = ConvertOptions(allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
     plan: list[Step | Choice] = [
         Step("convert", CONVERT, convert, {"source": "source"}),
@@ -73,35 +75,28 @@ def measuring_plan(recipe: Recipe, *, evaluation_data: bool) -> list[Step | Choi
     ]
     if recipe.fuse != "never":
         # Not being able to fuse costs speed, not the run: the unfused graphs remain.
-        plan.append(Step("fuse", FUSE, FuseOptions(), {"model": "convert"}, variant="(fused graphs)"))
-    names = [variant.name for variant in variants_of(recipe)]
-    for variant in variants_of(recipe):
-        plan += _forms(recipe, variant)
-    for variant in variants_of(recipe):
-        inputs = {"model": variant.name, "data": "prepare"}
-        if variant.name != BASELINE:
-            inputs["reference"] = f"check {BASELINE}"
-        options = CheckOptions(
-            metric=recipe.evaluation.metric if recipe.evaluation else None,
-            runtime=variant.runtime,
-            threads=recipe.profile.threads,
-        )
-        # Without the baseline there is nothing to compare with: its failure is the run's.
-        fails = None if variant.name == BASELINE else variant.name
-        plan.append(Step(f"check {variant.name}", CHECK, options, inputs, fails))
-    profile = ProfileOptions(
-        baseline=BASELINE,
-        batch_sizes=recipe.profile.batch_sizes,
-        budget_s=recipe.profile.budget,
-        threads=recipe.profile.threads,
-    )
-    plan.append(
-        Step(
-            "profile", PROFILE, profile, {"data": "prepare", **{name: name for name in names}},
-            optional=frozenset(names) - {BASELINE},
-        )
-    )  # fmt: skip
-    return plan
+        plan.append(Step("fuse", FUSE, FuseOptions(), {"model": "convert"}, fails=False, unlike="convert"))
+    choices = []
+    for variant in variants:
+        made, choice = _forms(recipe, variant)
+        plan += made
+        choices.append(choice)
+    if recipe.fuse == "measure":
+        forms = {name: step for choice in choices for name, step in _measured_forms(choice)}
+        plan += [_profile(recipe, forms), *choices]
+    else:
+        plan += [*choices, _profile(recipe, {choice.name: choice.name for choice in choices})]
+    return plan + [_check(recipe, variant) for variant in variants]
+
+
+def form_name(variant: str, fused: bool) -> str:
+    """What a form of a variant is called in a measurement."""
+    return f"{variant}+fused" if fused else variant
+
+
+def _measured_forms(choice: Choice) -> list[tuple[str, str]]:
+    forms = [(form_name(choice.name, fused=False), choice.unfused)]
+    return forms if choice.fused is None else [*forms, (form_name(choice.name, fused=True), choice.fused)]
 
 
 def _prepare(data: DataRecipe | None, given: bool) -> Step:
@@ -117,34 +112,49 @@ def _prepare(data: DataRecipe | None, given: bool) -> Step:
     return Step("prepare", PREPARE, options, inputs)
 
 
-def _forms(recipe: Recipe, variant: VariantConfig) -> list[Step | Choice]:
-    """The steps that make one variant: of the unfused graph, of the fused one, and the choice between them."""
-    fails = None if variant.name == BASELINE else variant.name
+def _forms(recipe: Recipe, variant: VariantConfig) -> tuple[list[Step], Choice]:
+    """The steps that make a variant from the unfused and from the fused graph, and the choice between the two."""
+    measured = "profile" if recipe.fuse == "measure" else None
+    fuse = recipe.fuse != "never"
+    if variant.name == BASELINE:  # it is the graphs themselves
+        return [], Choice(variant.name, "convert", "fuse" if fuse else None, measured)
 
-    def made_from(model: str, suffix: str) -> Step:
-        return Step(f"{variant.name}{suffix}", QUANTISE, variant, {"model": model}, fails, libraries=variant.libraries)
+    def step(name: str, model: str, unlike: str | None = None) -> Step:
+        return Step(
+            name, QUANTISE, variant, {"model": model}, fails=False, libraries=variant.libraries, unlike=unlike
+        )  # fmt: skip
 
-    if recipe.fuse == "never":
-        return [made_from("convert", "")]
-    unfused, fused = f"{variant.name} unfused", f"{variant.name} fused"
-    race = Step(
-        f"race {variant.name}",
-        RACE,
-        ProfileOptions(
-            baseline="unfused",
-            batch_sizes=recipe.profile.batch_sizes[:1],
-            budget_s=RACE_BUDGET_S,
-            threads=recipe.profile.threads,
-            until="decided",
-        ),
-        {"data": "prepare", "unfused": unfused, "fused": fused},
-        variant=variant.name,
+    unfused, fused = f"make {variant.name}", f"make {variant.name} fused"
+    if not fuse:
+        return [step(unfused, "convert")], Choice(variant.name, unfused, None, measured)
+    steps = [step(unfused, "convert"), step(fused, "fuse", unlike=unfused)]
+    return steps, Choice(variant.name, unfused, fused, measured)
+
+
+def _profile(recipe: Recipe, forms: Mapping[str, str]) -> Step:
+    needs_p99 = recipe.gates.max_p99 is not None
+    options = ProfileOptions(
+        baseline=BASELINE,
+        batch_sizes=recipe.profile.batch_sizes,
+        budget_s=recipe.profile.budget,
+        threads=recipe.profile.threads,
+        **({"min_calls": CALLS_FOR_P99} if needs_p99 else {}),
     )
-    return [
-        made_from("convert", " unfused"),
-        made_from("fuse", " fused"),
-        Choice(variant.name, variant.name, unfused, fused, race if recipe.fuse == "measure" else None),
-    ]
+    optional = frozenset(forms.values()) - {forms[BASELINE]}
+    return Step("profile", PROFILE, options, {"data": "prepare", **forms}, optional=optional)
+
+
+def _check(recipe: Recipe, variant: VariantConfig) -> Step:
+    inputs = {"model": variant.name, "data": "prepare"}
+    if variant.name != BASELINE:
+        inputs["reference"] = f"check {BASELINE}"
+    options = CheckOptions(
+        metric=recipe.evaluation.metric if recipe.evaluation else None,
+        runtime=variant.runtime,
+        threads=recipe.profile.threads,
+    )
+    # Without the baseline there is nothing to compare with: its failure is the run's.
+    return Step(f"check {variant.name}", CHECK, options, inputs, fails=variant.name == BASELINE)
 
 
 def release_plan(recipe: Recipe, name: str, winner: str, typical_length: int) -> list[Step]:
@@ -164,6 +174,5 @@ def release_plan(recipe: Recipe, name: str, winner: str, typical_length: int) ->
 
 
 def stages_of(plan: Sequence[Step | Choice]) -> list[Stage]:
-    """The stages that a plan may call, a stage once for every step."""
-    steps = [step.race if isinstance(step, Choice) else step for step in plan]
-    return [step.stage for step in steps if step is not None]
+    """The stages that a plan calls, a stage once for every step."""
+    return [item.stage for item in plan if isinstance(item, Step)]

@@ -89,12 +89,14 @@ class VariantResult(_Document):
 
 
 class StageFigures(_Document):
-    """One step of the run. `seconds` and `peak_memory_bytes` of a cached step are those of the run that made it."""
+    """One step of the run. Seconds and memory of a cached step are those of the run that made it."""
 
     name: str
     key: str
     cached: bool
     seconds: float
+    cpu_seconds: float | None = None
+    """Of the step's worker and all its children."""
     peak_memory_bytes: int | None = None
     measured_at: str | None = None
     """For measurements: when they were taken (ISO 8601, UTC), also when they are reused."""

@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.plan import Choice, Step, stages_of
+from pipeline.plan import Choice, Step, form_name, stages_of
 from pipeline.screen import Screen
 from pipeline.store import Made, Store, StoredStep, step_description, step_key
 from pipeline.worker import MEANT, WorkerError, preload, run_in_worker
 from stages.artifact import Artifact
 from stages.profile import Race, faster
 
-__all__ = ["Failure", "Runner", "StepRecord"]
+__all__ = ["Chosen", "Failure", "Runner", "StepRecord"]
 
 MEASURING = "measuring"
 """The lock that measurements of one store share: two at once would measure each other."""
@@ -26,10 +26,19 @@ MEASURING = "measuring"
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a step has no artifact."""
+    """Why a step has no artifact. `expected`: nothing went wrong, there was nothing to do."""
 
     step: str
     reason: str
+    expected: bool = False
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The form that a variant took, by its name in the measurement, and the race of fused over unfused, if any."""
+
+    form: str
+    race: Race | None
 
 
 @dataclass(frozen=True)
@@ -55,8 +64,7 @@ class Runner:
         self.artifacts: dict[str, Artifact] = {}
         self.failures: dict[str, Failure] = {}
         self.records: list[StepRecord] = []
-        self.races: dict[str, Race] = {}
-        self.warnings: list[str] = []
+        self.choices: dict[str, Chosen] = {}
 
     def give(self, name: str, artifact: Artifact) -> None:
         """Put in an artifact that no step makes."""
@@ -65,7 +73,8 @@ class Runner:
     def run(self, plan: Sequence[Step | Choice]) -> None:
         """Take every step of the plan.
 
-        A step whose failure is a variant's leaves a `Failure` and the run goes on; any other failure is raised.
+        A step that the run can do without leaves a `Failure` if it fails, and what depends on it is left out; the
+        failure of any other step is raised.
         """
         # What two stages or more need is imported once, before workers are forked; the rest is their own affair.
         needs = Counter(module for stage in stages_of(plan) for module in set(stage.preload))
@@ -76,27 +85,28 @@ class Runner:
             else:
                 self._take(item)
 
-    def _take(self, step: Step) -> Artifact | None:
+    def _take(self, step: Step) -> None:
         missing = [name for name in step.inputs.values() if name not in self.artifacts]
         needed = [name for name in missing if name not in step.optional]
         if needed:
-            failure = self.failures[needed[0]]
-            self.failures[step.name] = Failure(failure.step, failure.reason)
-            return None
+            self.failures[step.name] = self.failures[needed[0]]
+            return
         inputs = {parameter: self.artifacts[name] for parameter, name in step.inputs.items() if name in self.artifacts}
         try:
             stored = self._stored(step, inputs)
         except (*MEANT, WorkerError) as error:
             reason = str(error) if isinstance(error, MEANT) else f"a bug: {error}"
-            if step.variant is None:
+            if step.fails:
                 self._screen.failed(step.name, "")
                 raise
             self._screen.failed(step.name, reason)
             self.failures[step.name] = Failure(step.name, reason)
-            return None
+            return
         self.records.append(StepRecord(step.name, stored))
+        if step.unlike in self.artifacts and self.artifacts[step.unlike].digest == stored.artifact.digest:
+            self.failures[step.name] = Failure(step.name, f"it changed nothing in {step.unlike}", expected=True)
+            return
         self.artifacts[step.name] = stored.artifact
-        return stored.artifact
 
     def _stored(self, step: Step, inputs: Mapping[str, Artifact]) -> StoredStep:
         description = step_description(step.stage, step.options, inputs, step.libraries, self._host_digest)
@@ -135,24 +145,26 @@ class Runner:
         return found
 
     def _choose(self, choice: Choice) -> None:
-        unfused, fused = self.artifacts.get(choice.unfused), self.artifacts.get(choice.fused)
-        if unfused is None and fused is None:
+        """Decide between the two forms of a variant. What is not there, or could not be measured, is not taken."""
+        measurement = self.artifacts[choice.measured] if choice.measured else None
+        forms: dict[bool, Artifact] = {}
+        for fused, step in ((False, choice.unfused), (True, choice.fused)):
+            if step is None or step not in self.artifacts:
+                continue
+            if measurement is not None:
+                error = measurement.metadata["variants"][form_name(choice.name, fused)]["error"]
+                if error is not None:
+                    self.failures[step] = Failure("profile", error)
+                    continue
+            forms[fused] = self.artifacts[step]
+        if not forms:
             self.failures[choice.name] = self.failures[choice.unfused]
             return
-        if fused is None or unfused is None or fused.digest == unfused.digest:
-            chosen = unfused or fused
-        elif choice.race is None:
-            chosen = fused
-        else:
-            chosen = unfused
-            measurement = self._take(choice.race)
-            if measurement is None:
-                self.warnings.append(f"{choice.variant}: fused and unfused could not be compared; unfused was taken")
-            else:
-                race = faster(measurement, "fused", over="unfused", batch=measurement.metadata["batch_sizes"][0])
-                self.races[choice.name] = race
-                # A tie goes to the unfused graph: standard operators, which every runtime can read.
-                if race.decided and race.ratio > 1:
-                    chosen = fused
-        assert chosen is not None
-        self.artifacts[choice.name] = chosen
+        race = None
+        if len(forms) == 2 and measurement is not None:
+            candidate, over = form_name(choice.name, fused=True), form_name(choice.name, fused=False)
+            race = faster(measurement, candidate, over, measurement.metadata["batch_sizes"][0])
+        # A tie goes to the unfused graph: standard operators, which every runtime can read.
+        fused = True in forms and (False not in forms or race is None or (race.decided and race.ratio > 1))
+        self.artifacts[choice.name] = forms[fused]
+        self.choices[choice.name] = Chosen(form_name(choice.name, fused and choice.measured is not None), race)

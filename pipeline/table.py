@@ -11,6 +11,7 @@ from pipeline.figures import (
     accuracy_of,
     bytes_text,
     chosen_name,
+    headline_batch,
     in_order,
     interval_text,
     number_text,
@@ -125,6 +126,8 @@ def _lines(result: RunResult) -> list[Text]:
     reasons = [variant for variant in in_order(result) if variant.reason]
     if result.variants:
         lines.append(Text())
+    if headline_batch(result) != 1:
+        lines.append(Text(f"  latency is that of batches of {headline_batch(result)}", style="dim"))
     for variant in reasons:
         line = Text("  ")
         line.append(VERDICT_WORDS[variant.verdict], style=_STYLES[variant.verdict])

@@ -52,7 +52,7 @@ def trial_answers(
     artifact: Artifact, batches: list[dict[str, NDArray[Any]]], runtime: Runtime = "onnxruntime"
 ) -> list[Answer]:
     """What the model answers to each batch. Raises `InputError` if it cannot be opened at all."""
-    with open_session(artifact, RuntimeOptions(name=runtime)) as session:
+    with open_session(artifact, RuntimeOptions(name=runtime, spinning=False)) as session:
         return [_answer(session, batch) for batch in batches]
 
 

@@ -337,23 +337,34 @@ def test_a_child_that_hangs_is_given_up_once(place: Place, recorded: MlflowLink)
     assert job_and_variants(place.runs("hung"))[0].info.status == "FINISHED"
 
 
-def test_the_child_ignores_ctrl_c_and_ends_with_its_parent(tmp_path: Path) -> None:
+def test_a_child_that_hangs_ignores_ctrl_c_and_ends_with_its_parent(place: Place, recorded: MlflowLink) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from pipeline.records import Recorder\n"
-        f"recorder = Recorder(Path({str(tmp_path / 'spool')!r}), 'http://127.0.0.1:9')\n"
-        "recorder.start(); print(recorder._courier.pid, flush=True); time.sleep(600)"
+        "import sys; from pathlib import Path; from pipeline.records import Recorder\n"
+        "from pipeline.result import RunResult\n"
+        f"recorder = Recorder(Path({str(place.spool)!r}), {place.uri!r})\n"
+        "recorder.start(); print(recorder._courier.pid, flush=True)\n"
+        "recorder.deliver(RunResult.model_validate_json(sys.stdin.read()))"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
-    while child.cpu_times().user < 0.5:  # until it is well into its imports
-        time.sleep(0.05)
-    child.send_signal(signal.SIGINT)
-    with pytest.raises(psutil.TimeoutExpired):
-        child.wait(0.5)
-    parent.kill()
-    parent.communicate()
-    child.wait(20)
+    with held_lock(place, "orphan"):
+        parent = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        parent.stdin.write(result_of("orphan").model_dump_json())
+        parent.stdin.close()
+        child = psutil.Process(int(parent.stdout.readline()))
+        lock = str(place.spool / "locks" / key_of("orphan", place.uri))
+        while lock not in {os.path.realpath(link) for link in Path(f"/proc/{child.pid}/fd").iterdir()}:
+            assert parent.poll() is None
+            time.sleep(0.05)
+        child.send_signal(signal.SIGINT)
+        with pytest.raises(psutil.TimeoutExpired):
+            child.wait(3)
+        parent.kill()
+        parent.wait()
+        child.wait(20)
+    assert [delivery.job_id for delivery in sync(place.spool)] == ["orphan"]
 
 
 def test_the_record_of_a_run_that_died_is_delivered_as_killed(place: Place, recorded: MlflowLink) -> None:
@@ -361,12 +372,11 @@ def test_the_record_of_a_run_that_died_is_delivered_as_killed(place: Place, reco
     dead.wait()
     record = make_record(result_of("died", running=True), place.uri, {}, running=True)
     Spool(place.spool).keep(record.model_copy(update={"pid": dead.pid}), {})
-    Spool(place.spool).keep(make_record(result_of("alive", running=True), place.uri, {}, running=True), {})
+    alive = Spool(place.spool).keep(make_record(result_of("alive", running=True), place.uri, {}, running=True), {})
     assert [delivery.job_id for delivery in sync(place.spool)] == ["died"]
     assert job_and_variants(place.runs("died"))[0].info.status == "KILLED"
-    assert [path.name.split("-")[0] for path in place.waiting] == ["alive"], "a run that goes on delivers its own"
-    place.recorder.deliver(result_of("alive"))
-    assert place.waiting == []
+    assert place.waiting == [alive], "a run that goes on delivers its own"
+    Spool(place.spool).drop(alive)
 
 
 def test_a_record_that_a_later_delivery_has_overtaken_is_dropped(place: Place, recorded: MlflowLink) -> None:

@@ -153,6 +153,19 @@ def test_all_that_is_drawn_lies_within_the_chart() -> None:
                     assert 0 <= float(value) <= height
 
 
+def test_the_batch_size_that_was_measured_is_the_one_that_is_told() -> None:
+    result = example_result()
+    for variant in result.variants:
+        variant.batches = variant.batches[1:]
+        if variant.batches:
+            variant.latency_ms = variant.batches[0].latency_ms
+    page = report_page(result, example_latencies())
+    assert "Batch size 8." in page
+    assert "ms a call, batch 8" in page
+    assert "latency p50, ms (batch 8)" in page
+    assert "batch 1" not in page
+
+
 def test_names_cannot_break_the_page() -> None:
     evil = "<script>alert('&\"1')</script>"
     result = example_result()

@@ -119,6 +119,16 @@ def test_a_run_without_a_single_figure_is_still_told() -> None:
     assert "convert: out of memory" in printed(result)
 
 
+def test_another_batch_size_than_one_is_said() -> None:
+    result = example_result()
+    assert "batches of" not in printed(result)
+    for variant in result.variants:
+        variant.batches = variant.batches[1:]
+        if variant.batches:
+            variant.latency_ms = variant.batches[0].latency_ms
+    assert "latency is that of batches of 8" in printed(result)
+
+
 def test_quantities_as_people_write_them() -> None:
     assert [number_text(value) for value in (0.0432, 4.312, 9.999, 43.14, 431.4, 12345)] == [
         "0.0432", "4.31", "10.0", "43.1", "431", "12 345",

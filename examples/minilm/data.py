@@ -1,7 +1,7 @@
 """Evaluation and calibration data for a text embedder, made from the Python standard library on this machine.
 
 The task is code search: given the first sentence of a function's docstring, find the function among all of them.
-Its score, recall@1, can be lost: an embedder that has been damaged finds fewer of them.
+Its score, recall@k, can be lost: an embedder that has been damaged finds fewer of them.
 
     python examples/minilm/data.py examples/minilm/build
 

@@ -25,11 +25,11 @@ __all__ = [
 _LONGEST_PARAM = 6000
 
 METRICS = {
-    "latency/p50_ms": "median latency of a call, smallest batch",
+    "latency/p50_ms": "median latency of a call, first batch size of the recipe (1)",
     "latency/p95_ms": "95th percentile of it",
     "latency/p99_ms": "99th percentile of it",
     "latency/cold_start_ms": "opening the session and the first answer",
-    "throughput/per_s": "samples a second, smallest batch",
+    "throughput/per_s": "samples a second, first batch size of the recipe",
     "speedup/p50_x": "the baseline's median over this one's",
     "speedup/fused_x": "the unfused graph's median over the fused one's",
     "accuracy/<metric>": "the task's metric, `@` written as `_at_`",

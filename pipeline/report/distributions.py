@@ -40,7 +40,7 @@ def density(times: Times, low: float, high: float) -> Times:
     return scaled
 
 
-def distributions(rows: Sequence[tuple[str, Times]], colours: Mapping[str, str], width: int) -> Html | None:
+def distributions(rows: Sequence[tuple[str, Times]], colours: Mapping[str, str], batch: int, width: int) -> Html | None:
     """The chart of `rows` (variant and its times in milliseconds, from top to bottom); null where there are none."""
     rows = [(name, times) for name, times in rows if len(times)]
     if not rows:
@@ -48,7 +48,7 @@ def distributions(rows: Sequence[tuple[str, Times]], colours: Mapping[str, str],
     frame = Frame(width, _ROW * len(rows) + 58, left=10, top=4)
     high = 1.06 * max(float(np.percentile(times, 99)) for _, times in rows)
     x = Scale(0, high, frame.left, frame.x_end)
-    marks = frame.horizontal_axis(x, linear_ticks(0, high, width // 70), "ms a call, batch 1")
+    marks = frame.horizontal_axis(x, linear_ticks(0, high, width // 70), f"ms a call, batch {batch}")
     for index, (name, times) in enumerate(rows):
         marks += _row(name, times, frame.top + _ROW * (index + 1) + 4.0, x, colours[name])
     return canvas(frame, "Distribution of latencies, one row a variant", *marks)

@@ -16,6 +16,7 @@ from pipeline.figures import (
     accuracy_of,
     bytes_text,
     chosen_name,
+    headline_batch,
     in_order,
     interval_text,
     number_text,
@@ -169,7 +170,8 @@ def _verdicts(result: RunResult, colours: Mapping[str, str]) -> Html | None:
     return _section(
         "Variants",
         variant_table(result, colours),
-        note="Batch size 1. ± is half the 95 % bootstrap interval. Only a variant that passes can be published.",
+        note=f"Batch size {headline_batch(result)}. ± is half the 95 % bootstrap interval. "
+        "Only a variant that passes can be published.",
     )
 
 
@@ -182,12 +184,13 @@ def _trade_off(result: RunResult, colours: Mapping[str, str]) -> Html | None:
 
 
 def _distributions(result: RunResult, colours: Mapping[str, str], latencies: Mapping[str, NDArray[Any]]) -> Html | None:
+    batch = headline_batch(result)
     rows = [
-        (variant.name, latencies[f"{variant.name}/1"])
+        (variant.name, latencies[f"{variant.name}/{batch}"])
         for variant in in_order(result)
-        if f"{variant.name}/1" in latencies
+        if f"{variant.name}/{batch}" in latencies
     ]
-    chart = _both(lambda width: distributions(rows, colours, width))
+    chart = _both(lambda width: distributions(rows, colours, batch, width))
     note = "Density of the times of single calls, each scaled to its own height; the marks are p50, p95 and p99."
     return _section("Latency distributions", chart, note=note)
 

@@ -6,7 +6,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.figures import Accuracy, accuracy_name, accuracy_of, bytes_text, chosen_name, in_order, number_text
+from pipeline.figures import (
+    Accuracy,
+    accuracy_name,
+    accuracy_of,
+    bytes_text,
+    chosen_name,
+    headline_batch,
+    in_order,
+    number_text,
+)
 from pipeline.report.markup import Html, element
 from pipeline.report.plot import Frame, Scale, apart, canvas, linear_ticks
 from pipeline.result import Latency, RunResult, VariantResult
@@ -50,7 +59,9 @@ def scatter(result: RunResult, colours: Mapping[str, str], width: int) -> Html |
     y = Scale(low - margin, high + margin, frame.y_end, frame.top)
     name = accuracy_name(result) or ""
     marks = [
-        *frame.horizontal_axis(x, linear_ticks(x.low, x.high, width // 70), "latency p50, ms (batch 1)"),
+        *frame.horizontal_axis(
+            x, linear_ticks(x.low, x.high, width // 70), f"latency p50, ms (batch {headline_batch(result)})"
+        ),
         *frame.vertical_axis(y, linear_ticks(y.low, y.high, 7), name),
     ]
     if limit is not None:

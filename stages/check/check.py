@@ -87,7 +87,7 @@ def check(
     columns = {name: np.full(len(samples), np.nan) for name in ("cosine", "relative_error", "equal")}
     baseline = ReferenceReader(reference) if reference else None
     share = max(1, options.most_values // (len(samples) * len(described.signature.outputs)))
-    runtime = RuntimeOptions(name=options.runtime, threads=options.threads)
+    runtime = RuntimeOptions(name=options.runtime, threads=options.threads, spinning=False)
     metadata: dict[str, Any] = {}
     done = 0
     with open_session(model, runtime) as session, ReferenceWriter(out, len(samples), share) as writer:

@@ -24,12 +24,17 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class RuntimeOptions(BaseModel):
-    """How a session is opened. `threads` = 0 takes every core that the process may use."""
+    """How a session is opened. `threads` = 0 takes every core that the process may use.
+
+    `spinning`: whether threads that wait for work stay busy, as ONNX Runtime's do unless told otherwise. It answers a
+    little sooner and burns a core; for work whose speed nobody measures it is a waste.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["onnxruntime", "pytorch", "triton"] = "onnxruntime"
     threads: int = 0
+    spinning: bool = True
     address: str = ""
     """For a server: `http://host:port` or `grpc://host:port`."""
 

@@ -39,7 +39,7 @@ _DTYPES: dict[str, DType] = {
 def open_session(artifact: Artifact, options: RuntimeOptions) -> OnnxRuntimeSession:
     """Open a model artifact. Raises `InputError` if ONNX Runtime cannot load its graph."""
     model = Model.of(artifact)
-    return OnnxRuntimeSession(model.path(artifact), options.threads, model.signature)
+    return OnnxRuntimeSession(model.path(artifact), options.threads, model.signature, spinning=options.spinning)
 
 
 def signature_of(path: Path) -> Signature:
@@ -59,8 +59,10 @@ class OnnxRuntimeSession:
     signature's; `session.run(batch)` is the same call unchecked.
     """
 
-    def __init__(self, path: Path, threads: int = 0, signature: Signature | None = None) -> None:
-        self._session: Any = _inference_session(path, threads or len(os.sched_getaffinity(0)))
+    def __init__(
+        self, path: Path, threads: int = 0, signature: Signature | None = None, *, spinning: bool = True
+    ) -> None:
+        self._session: Any = _inference_session(path, threads or len(os.sched_getaffinity(0)), spinning=spinning)
         self._signature = signature or _signature(self._session)
         self._dtypes = {tensor.name: _numpy_dtype(tensor.dtype) for tensor in self._signature.inputs}
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -99,7 +101,7 @@ class OnnxRuntimeSession:
         self.close()
 
 
-def _inference_session(path: Path, threads: int, optimise: bool = True) -> Any:
+def _inference_session(path: Path, threads: int, *, optimise: bool = True, spinning: bool = True) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -109,6 +111,7 @@ def _inference_session(path: Path, threads: int, optimise: bool = True) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
