@@ -79,6 +79,7 @@ def _judged(
     )
     artifact = runner.artifacts.get(variant.name)
     if artifact is not None:
+        row.form = runner.choices[variant.name].form
         race = runner.choices[variant.name].race
         row.fused_speedup = None if race is None else race.ratio
         row.fused = Model.of(artifact).fused

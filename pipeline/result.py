@@ -72,6 +72,8 @@ class VariantResult(_Document):
     fused: bool | None = None
     fused_speedup: float | None = None
     """How much faster the fused graph ran than the unfused one in this variant, whichever was taken; null: no race."""
+    form: str | None = None
+    """What the chosen form is called in the measurement: the variant's name, or that with `+fused`."""
     verdict: Verdict
     reason: str | None = None
     samples_needed: int | None = None

@@ -137,9 +137,10 @@ def _lines(result: RunResult) -> list[Text]:
         lines.append(line)
     if reasons:
         lines.append(Text())
-    lines.append(Text(result.message, style="bold" if result.status == "published" else "bold red"))
     if result.release is not None:
         lines.append(_release_line(result))
+    else:
+        lines.append(Text(result.message, style="bold red"))
     lines.extend(_whereabouts(result))
     lines.extend(Text(f"warning: {warning}", style="yellow") for warning in result.warnings)
     return lines

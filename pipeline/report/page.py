@@ -41,7 +41,7 @@ _WIDE, _NARROW, _HALF = 960, 358, 468
 def write_report(result: RunResult, path: Path, latencies: Path | None = None) -> None:
     """Write the report to `path`.
 
-    `latencies` is an `.npz` with an array of milliseconds for every `<variant>/<batch size>`; without it there is no
+    `latencies` is an `.npz` with an array of milliseconds for every `<form>/<batch size>`; without it there is no
     chart of distributions. Raises `InputError` if it cannot be read.
     """
     times: dict[str, NDArray[Any]] = {}
@@ -58,7 +58,7 @@ def write_report(result: RunResult, path: Path, latencies: Path | None = None) -
 
 
 def report_page(result: RunResult, latencies: Mapping[str, NDArray[Any]] | None = None) -> str:
-    """The whole HTML document. `latencies`: milliseconds by `<variant>/<batch size>`."""
+    """The whole HTML document. `latencies`: milliseconds by `<form>/<batch size>`."""
     variants = in_order(result)
     colours = {variant.name: COLOURS[1 + place % (len(COLOURS) - 1)] for place, variant in enumerate(_others(variants))}
     colours.update({variant.name: COLOURS[0] for variant in variants if variant.baseline})
@@ -186,9 +186,9 @@ def _trade_off(result: RunResult, colours: Mapping[str, str]) -> Html | None:
 def _distributions(result: RunResult, colours: Mapping[str, str], latencies: Mapping[str, NDArray[Any]]) -> Html | None:
     batch = headline_batch(result)
     rows = [
-        (variant.name, latencies[f"{variant.name}/{batch}"])
+        (variant.name, latencies[key])
         for variant in in_order(result)
-        if f"{variant.name}/{batch}" in latencies
+        if (key := f"{variant.form or variant.name}/{batch}") in latencies
     ]
     chart = _both(lambda width: distributions(rows, colours, batch, width))
     note = "Density of the times of single calls, each scaled to its own height; the marks are p50, p95 and p99."
