@@ -56,10 +56,10 @@ $(DIGITS)/build/digits.pt2: $(DIGITS)/train.py $(COMPLETE)
 	$(BIN)/python $(DIGITS)/train.py $(@D)
 
 demo: $(MINILM)/build/evaluation.jsonl ## the main job on all-MiniLM-L6-v2: convert, quantise, check, profile, publish, verify
-	$(BIN)/optimize run $(MINILM)/recipe.yaml $(ARGS)
+	$(BIN)/optimize run $(MINILM)/recipe.yaml --report $(MINILM)/build/report.html $(ARGS)
 
 digits: $(DIGITS)/build/digits.pt2 ## the same on a small network for handwritten digits, trained here
-	$(BIN)/optimize run $(DIGITS)/recipe.yaml $(ARGS)
+	$(BIN)/optimize run $(DIGITS)/recipe.yaml --report $(DIGITS)/build/report.html $(ARGS)
 
 lint: env ## format, lint, types and the direction of imports
 	$(BIN)/ruff format --check

@@ -36,7 +36,7 @@ model: {data}/checkpoint
 name: minilm
 evaluation: {{path: {data}/evaluation.jsonl, max_length: 64}}
 variants: [int8-dynamic]
-profile: {{batch_sizes: [1], budget: 2s}}
+profile: {{batch_sizes: [1], budget: 1s}}
 """
 
 

@@ -268,15 +268,10 @@ class _Job:
             for name, failure in self.runner.failures.items()
             if not failure.expected and failure.step == name and name.endswith(("fuse", " fused"))
         ]
-        unsettled = [
-            f"{row.name} at batch {batch.batch_size} (±{batch.relative_interval / 2:.0%})"
-            for row in self.outcome.rows
-            for batch in row.batches
-            if not batch.settled
-        ]
+        unsettled = [row.name for row in self.outcome.rows if any(not batch.settled for batch in row.batches)]
         if unsettled:
             said.append(
-                f"the time for measuring ended before these medians were settled: {', '.join(unsettled)}; "
+                f"the time for measuring ended before every median was settled ({', '.join(unsettled)}); "
                 "give it more with --budget"
             )
         return said

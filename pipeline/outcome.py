@@ -117,7 +117,8 @@ def _judge(
 def _figures(row: VariantResult, measured: Mapping[str, Any], first: int) -> None:
     row.peak_memory_bytes = measured.get("peak_memory_bytes")
     row.cold_start_ms = measured.get("cold_start_ms")
-    row.batches = [BatchFigures.model_validate(batch) for batch in (measured.get("batches") or {}).values()]
+    batches = [BatchFigures.model_validate(batch) for batch in (measured.get("batches") or {}).values()]
+    row.batches = sorted(batches, key=lambda batch: batch.batch_size)
     for batch in row.batches:
         if batch.batch_size == first:
             row.latency_ms = batch.latency_ms

@@ -147,3 +147,12 @@ def minilm_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = Path(__file__).parent.parent / "examples" / "minilm" / "data.py"
     subprocess.run([sys.executable, str(script), str(path), "--pairs", "300"], check=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def digits_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained convolutional network of the digits example (`digits.pt2`) with its data."""
+    path = tmp_path_factory.mktemp("digits") / "build"
+    script = Path(__file__).parent.parent / "examples" / "digits" / "train.py"
+    subprocess.run([sys.executable, str(script), str(path)], check=True)
+    return path

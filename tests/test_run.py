@@ -147,3 +147,34 @@ def test_versions_promote_and_rollback_restore_what_was(workplace: Workplace, cl
     wrong = workplace.optimize("promote", workplace.repository, "digits", "9")
     assert wrong.code == 2
     assert "9" in wrong.err
+
+
+def test_the_python_interface_takes_a_program_to_a_served_release(workplace: Workplace, digits_build: Path) -> None:
+    """The digits network, a `torch.export` program: small enough that its size is the objective."""
+    from pipeline import Recipe, run
+
+    recipe = Recipe.parse(
+        {
+            "model": str(digits_build / "digits.pt2"),
+            "name": "digits",
+            "task": "image-classification",
+            "evaluation": str(digits_build / "evaluation.npz"),
+            "objective": "size",
+            "gates": {"max_drop": "2%"},
+            "profile": {"batch_sizes": [1, 8], "budget": "4s"},
+            "repository": str(workplace.repository),
+        }
+    )
+    result = run(recipe, store=workplace.store, record=False)
+    assert result.status == "published", result.message
+    assert result.release is not None
+    assert result.release.verified
+    assert result.release.variant == "int8-dynamic"
+    baseline, *_, int8 = result.variants
+    assert baseline.metric is not None
+    assert baseline.metric.name == "accuracy"
+    assert baseline.metric.value > 0.98
+    assert int8.size_bytes is not None
+    assert baseline.size_bytes is not None
+    assert int8.size_bytes < 0.5 * baseline.size_bytes
+    assert int8.fused is False, "a convolutional network has nothing that is fused here"
