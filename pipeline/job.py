@@ -60,7 +60,11 @@ def run(
 
 
 def describe_plan(recipe: Recipe) -> str:
-    """The steps that a run of this recipe would take, for people."""
+    """The steps that a run of this recipe would take, for people. Raises what `run` would for a model or data that
+    are not there."""
+    locate(recipe.model, task=recipe.task, allow_pickle=recipe.allow_pickle)
+    if recipe.evaluation is not None:
+        locate_data(recipe.evaluation.path)
     rows = [("source", recipe.model)]
     for step in measuring_plan(recipe, evaluation_data=recipe.evaluation is not None):
         if isinstance(step, Choice):
@@ -241,7 +245,7 @@ class _Job:
             chosen=self.chosen,
             variants=self.outcome.rows,
             stages=[_stage_figures(record) for record in runner.records],
-            host=dict(self.host.items()),
+            host={**self.host, **self._circumstances()},
             libraries=library_versions(LIBRARIES),
             warnings=[*self.warnings, *self._measured_badly()],
             started_at=self.started_at,
@@ -260,6 +264,17 @@ class _Job:
                 )
             ]
         return result
+
+    def _circumstances(self) -> dict[str, str | int]:
+        """Under what load, and on how many threads, the speeds were measured."""
+        profile = self.runner.artifacts.get("profile")
+        if profile is None:
+            return {}
+        load = profile.metadata["load_average"]
+        return {
+            "threads": profile.metadata["threads"],
+            "load_average": f"{load['before'][0]:.2f} before measuring, {load['after'][0]:.2f} after",
+        }
 
     def _measured_badly(self) -> list[str]:
         """What must be said of the speeds: which of them the budget left unsettled, and forms that were left out."""

@@ -105,13 +105,13 @@ def _listen(connection: Connection, sentinel: int, progress: Progress, deadline:
 
 
 def _end(process: Any) -> None:
-    """Make sure that the worker and what it started are gone."""
-    if process.is_alive():
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
+    """Make sure that the worker and what it started are gone, also what outlived it."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # nobody of its group is left, or it has not made its group yet
+        if process.is_alive():
             process.kill()
-        process.join()
+    process.join()
 
 
 def _why_it_died(exit_code: int | None, log: Path) -> str:

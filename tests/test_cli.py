@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Classifier, Workplace
+from workplace import Classifier, Workplace
 
 HEAVY = ["torch", "transformers", "onnx", "onnxruntime", "onnxscript", "mlflow", "sklearn", "pandas", "tritonclient"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import Classifier, Workplace
+from workplace import Classifier, Workplace
 
 from model_repository import Repository
 
@@ -159,3 +160,16 @@ def test_a_tracking_server_that_is_away_costs_nothing(workplace: Workplace, clas
     still = workplace.optimize("records", "sync", "--store", workplace.store)
     assert still.code == 5
     assert "still waits" in still.err
+
+
+def test_a_port_that_is_taken_is_named(workplace: Workplace, classifier: Classifier) -> None:
+    assert workplace.optimize(*quick(classifier, "--no-verify", "--no-record")).code == 0
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = workplace.optimize("serve", workplace.repository, "--http-port", port, "--grpc-port", 0)
+    if ended.code == 5:
+        pytest.skip(f"this machine cannot have the server: {ended.err}")
+    assert ended.code == 4
+    assert str(port) in ended.err

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from conftest import Classifier, Finished, Workplace
+from workplace import Classifier, Finished, Workplace
 
 
 @pytest.fixture(scope="session")
@@ -178,3 +178,25 @@ def test_the_python_interface_takes_a_program_to_a_served_release(workplace: Wor
     assert baseline.size_bytes is not None
     assert int8.size_bytes < 0.5 * baseline.size_bytes
     assert int8.fused is False, "a convolutional network has nothing that is fused here"
+
+
+def test_a_registered_model_is_found_by_its_alias(workplace: Workplace, classifier: Classifier) -> None:
+    import mlflow
+    import onnx
+
+    mlflow.set_tracking_uri(workplace.tracking_uri)
+    client = mlflow.MlflowClient(workplace.tracking_uri)
+    experiment = client.create_experiment("training", artifact_location=str(workplace.path / "artifacts"))
+    with mlflow.start_run(experiment_id=experiment):
+        mlflow.onnx.log_model(onnx.load(classifier.model), name="model", registered_model_name="digits")
+    client.set_registered_model_alias("digits", "champion", "1")
+    ended = workplace.optimize(
+        "run", "models:/digits@champion", "--evaluation", classifier.evaluation, "--max-drop", "10%",
+        "--variants", "fp16", "--batch-sizes", "1", "--budget", "1s", "--no-verify", "--json",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert ended.json["release"]["model"] == "digits"
+    assert ended.json["stages"][0]["name"] == "source"
+    absent = workplace.optimize("run", "models:/digits@nobody")
+    assert absent.code == 2
+    assert "nobody" in absent.err
