@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.plan import variants_of
 from pipeline.recipe import Recipe
-from pipeline.result import BatchFigures, Interval, MetricFigures, VariantResult
+from pipeline.result import BatchFigures, Interval, MetricFigures, Ratio, VariantResult
 from pipeline.runner import Runner
 from stages.artifact import Artifact
 from stages.gate import Judgement, Limits, judge
@@ -50,20 +50,22 @@ def judge_variants(recipe: Recipe, runner: Runner) -> Outcome:
     # A graph of a fixed batch size is measured at that one, whatever the recipe asks for.
     first: int = profile.metadata["batch_sizes"][0] if profile is not None else recipe.profile.batch_sizes[0]
     limits = limits_of(recipe, first)
-    rows = [_judged(runner, variant, limits, _measured(runner, variant.name, first)) for variant in variants_of(recipe)]
-    return Outcome(rows, [_candidate(row) for row in rows])
+    rows = [_judged(runner, variant, limits, _measured(runner, variant.name)) for variant in variants_of(recipe)]
+    return Outcome(rows, [_candidate(row, first) for row in rows])
 
 
-def _measured(runner: Runner, variant: str, batch_size: int) -> Mapping[str, Any] | None:
+def _measured(runner: Runner, variant: str) -> Mapping[str, Any] | None:
     """The figures of the form that the variant took, its speed-up that over the baseline's chosen form."""
     profile, chosen = runner.artifacts.get("profile"), runner.choices.get(variant)
     if profile is None or chosen is None:
         return None
     figures = dict(profile.metadata["variants"][chosen.form])
     baseline = runner.choices[BASELINE]
-    if figures["error"] is None and chosen.form != baseline.form:
-        race = faster(profile, chosen.form, baseline.form, batch_size)
-        figures["speedups"] = {str(batch_size): {"value": race.ratio, "low": race.low, "high": race.high}}
+    if figures["error"] is None:
+        races = {size: faster(profile, chosen.form, baseline.form, int(size)) for size in figures["batches"]}
+        figures["speedups"] = {
+            size: {"value": race.ratio, "low": race.low, "high": race.high} for size, race in races.items()
+        }
     return figures
 
 
@@ -123,15 +125,27 @@ def _figures(row: VariantResult, measured: Mapping[str, Any], first: int) -> Non
         if batch.batch_size == first:
             row.latency_ms = batch.latency_ms
             row.throughput_per_s = batch.throughput_per_s
-    speedup = (measured.get("speedups") or {}).get(str(first))
-    row.speedup = 1.0 if row.baseline and row.latency_ms else (speedup["value"] if speedup else None)
+    for size, speedup in (measured.get("speedups") or {}).items():
+        batch = next(batch for batch in row.batches if str(batch.batch_size) == size)
+        batch.speedup = Ratio.model_validate(speedup)
+        if batch.batch_size == first:
+            row.speedup = batch.speedup.value
 
 
-def _candidate(row: VariantResult) -> Candidate:
+def _candidate(row: VariantResult, first: int) -> Candidate:
+    widest = max(row.batches, key=lambda batch: batch.throughput_per_s, default=None)
+    narrow = next((batch for batch in row.batches if batch.batch_size == first), None)
     return Candidate(
         name=row.name,
         passed=row.verdict == "pass",
+        baseline=row.baseline,
         p50_ms=row.latency_ms.p50 if row.latency_ms else None,
-        throughput_per_s=max((batch.throughput_per_s for batch in row.batches), default=None),
+        throughput_per_s=widest.throughput_per_s if widest else None,
         size_bytes=row.size_bytes,
+        faster=_above_one(narrow),
+        higher=_above_one(widest),
     )
+
+
+def _above_one(batch: BatchFigures | None) -> bool:
+    return batch is not None and batch.speedup is not None and (batch.speedup.low or 0) > 1

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 __all__ = [
-    "BatchFigures", "DataFigures", "Interval", "Latency", "MetricFigures", "MlflowLink", "Release", "RunResult",
-    "StageFigures", "VariantResult", "Verdict",
+    "BatchFigures", "DataFigures", "Interval", "Latency", "MetricFigures", "MlflowLink", "Ratio", "Release",
+    "RunResult", "StageFigures", "VariantResult", "Verdict",
 ]  # fmt: skip
 
 Verdict = Literal["pass", "fail", "inconclusive", "error", "not_run"]
@@ -32,6 +32,14 @@ class Latency(_Document):
     p99_high: float
 
 
+class Ratio(_Document):
+    """How many times faster than the baseline, turn by turn, with its 95 % interval (null: fewer than six turns)."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
 class BatchFigures(_Document):
     """One batch size of one variant. `settled`: the median's relative interval came under the limit in time."""
 
@@ -41,6 +49,7 @@ class BatchFigures(_Document):
     calls: int
     relative_interval: float
     settled: bool
+    speedup: Ratio | None = None
 
 
 class Interval(_Document):

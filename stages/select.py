@@ -13,23 +13,29 @@ Objective = Literal["latency", "throughput", "size"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """What selection needs to know of a variant. Figures that were not measured are None."""
+    """What selection needs to know of a variant. Figures that were not measured are None.
+
+    `p50_ms` is the median latency at the first batch size, `throughput_per_s` the largest of all batch sizes, in
+    samples a second. `faster` and `higher`: whether the interval of the speed-up over the baseline lies above 1 at the
+    batch size of the one and of the other.
+    """
 
     name: str
     passed: bool
+    baseline: bool
     p50_ms: float | None
-    """Median latency at the first batch size of the recipe, in milliseconds."""
     throughput_per_s: float | None
-    """Samples per second at the batch size where it is largest."""
     size_bytes: int | None
+    faster: bool = False
+    higher: bool = False
 
 
 def select(candidates: Sequence[Candidate], objective: Objective) -> Candidate | None:
     """The best of `candidates` by `objective`, or None if none has passed (or none was measured).
 
-    The median decides latency, not the 95th percentile: on a machine that is shared, the tail says more about the
-    neighbours than about the variant. Of two equal ones the first is taken, so the baseline, which comes first,
-    is left only for something better.
+    The baseline is left only for a variant that is known to be faster, not for one that happened to be: where the
+    interval of the speed-up holds 1, the difference may be the machine's. The median decides latency, not the 95th
+    percentile, which on a shared machine says more about the neighbours than about the variant.
     """
 
     def cost(candidate: Candidate) -> float | None:
@@ -39,8 +45,13 @@ def select(candidates: Sequence[Candidate], objective: Objective) -> Candidate |
             return None if candidate.throughput_per_s is None else -candidate.throughput_per_s
         return candidate.p50_ms
 
-    costs = [(cost(candidate), candidate) for candidate in candidates if candidate.passed]
-    measured = [(value, candidate) for value, candidate in costs if value is not None]
-    if not measured:
-        return None
-    return min(measured, key=lambda pair: pair[0])[1]
+    def known(candidate: Candidate) -> bool:
+        return (
+            candidate.baseline or {"latency": candidate.faster, "throughput": candidate.higher, "size": True}[objective]
+        )
+
+    passed = [candidate for candidate in candidates if candidate.passed]
+    if any(candidate.baseline for candidate in passed):
+        passed = [candidate for candidate in passed if known(candidate)]
+    measured = [(value, candidate) for candidate in passed if (value := cost(candidate)) is not None]
+    return min(measured, key=lambda pair: pair[0])[1] if measured else None

@@ -26,10 +26,11 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_planning_imports_nothing_heavy(classifier: Classifier) -> None:
+    """Nothing but onnx, which looks into the file for paths that lead out of its folder."""
     program = (
         "import sys; from pipeline import Recipe; from pipeline.job import describe_plan\n"
         f"describe_plan(Recipe.parse({{'model': {str(classifier.model)!r}}}))\n"
-        f"print([name for name in {HEAVY} if name in sys.modules])"
+        f"print([name for name in {[name for name in HEAVY if name != 'onnx']} if name in sys.modules])"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1] == "[]"

@@ -165,10 +165,11 @@ def test_a_variant_that_hangs_or_cannot_be_opened_ends_alone(tmp_path: Path, dat
 def test_nothing_is_left_running(tmp_path: Path, data: Artifact) -> None:
     models = {name: linear(tmp_path / name, np.ones((32, 8))) for name in ("fp32", "other")}
     (tmp_path / "out").mkdir()
+    before = psutil.Process().children(recursive=True)
     seen: list[psutil.Process] = []
 
     def interrupt() -> None:
-        seen.extend(psutil.Process().children(recursive=True))
+        seen.extend(child for child in psutil.Process().children(recursive=True) if child not in before)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

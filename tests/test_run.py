@@ -39,9 +39,10 @@ def test_the_best_variant_is_published_and_was_served(minilm_run: Finished, mini
     variants = {variant["name"]: variant for variant in result["variants"]}
     assert list(variants) == ["fp32", "fp16", "int8-dynamic"]
     assert variants["fp32"]["baseline"]
+    # int8 is more than twice as fast wherever it has instructions of its own; a machine without them may keep fp32.
     passed = [variant for variant in variants.values() if variant["verdict"] == "pass"]
-    fastest = min(passed, key=lambda variant: variant["latency_ms"]["p50"])
-    assert result["release"]["variant"] == fastest["name"]
+    known = [v for v in passed if v["baseline"] or (v["batches"][0]["speedup"]["low"] or 0) > 1]
+    assert result["release"]["variant"] == min(known, key=lambda v: v["latency_ms"]["p50"])["name"]
     assert variants["int8-dynamic"]["size_bytes"] < 0.3 * variants["fp32"]["size_bytes"]
     assert variants["fp16"]["fidelity"]["cosine"]["value"] > 0.999
     assert 0.98 < variants["int8-dynamic"]["fidelity"]["cosine"]["value"] < 0.9999

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -103,14 +104,18 @@ class MeasuredProcesses:
         if kind == "error":
             self._fail(name, answer)
             return None
-        os.kill(self._pids[name], signal.SIGSTOP)
+        self._signal(name, signal.SIGSTOP)
         return answer
 
     def _fail(self, name: str, error: str) -> None:
         self.errors[name] = error
         if name not in self._ended:
-            os.kill(self._pids[name], signal.SIGKILL)
+            self._signal(name, signal.SIGKILL)
             self._exit_code(name)
+
+    def _signal(self, name: str, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile, which the next question will find
+            os.kill(self._pids[name], number)
 
     def _exit_code(self, name: str) -> int | None:
         """What the parent of the variants tells of the end of one; None if it says nothing."""
