@@ -27,6 +27,7 @@ from stages.host import fingerprint_digest, host_fingerprint
 from stages.prepare import COLLECT, CollectOptions, locate_data
 from stages.select import select
 from stages.source import SOURCE, SourceOptions, locate, suggest_name
+from stages.variants import BASELINE
 
 __all__ = ["LIBRARIES", "default_store", "describe_plan", "run"]
 
@@ -109,14 +110,15 @@ class _Job:
                 self.recorder.close()
 
     def _run(self) -> RunResult:
+        plan = measuring_plan(self.recipe, evaluation_data=self.recipe.evaluation is not None)
+        self.runner.expect(plan)
         self.runner.give("source", self._source())
-        data = self._data(self.recipe.evaluation)
-        if data is not None:
-            self.runner.give("evaluation-data", data)
+        if self.recipe.evaluation is not None:
+            self.runner.give("evaluation-data", self._data(self.recipe.evaluation))
         if self.recipe.calibration is not None and not any(v.needs_data for v in variants_of(self.recipe)):
             self.warnings.append("no variant of this run learns from calibration data; they were not read")
         try:
-            self.runner.run(measuring_plan(self.recipe, evaluation_data=data is not None))
+            self.runner.run(plan)
         except _RUN_FAILS as error:
             self.outcome = judge_variants(self.recipe, self.runner)
             return self._failed(error)
@@ -146,9 +148,7 @@ class _Job:
         self.runner.run([Step("source", SOURCE, options, {})])
         return self.runner.artifacts["source"]
 
-    def _data(self, data: DataRecipe | None) -> Artifact | None:
-        if data is None:
-            return None
+    def _data(self, data: DataRecipe) -> Artifact:
         found = locate_data(data.path)
         if found is not None:
             return found
@@ -176,6 +176,10 @@ class _Job:
         result.release = _release(repository, published, winner, verified)
         where = f"{self.name} version {published.version} ({winner}) in {self.recipe.repository}"
         result.message = f"published {where}" if published.new else f"nothing to do: {where} is this very release"
+        if winner == BASELINE and len(result.variants) > 1:
+            passed = [row.name for row in result.variants if row.verdict == "pass" and not row.baseline]
+            why = f"{', '.join(passed)} passed, but none is known to be better" if passed else "no other variant passed"
+            result.warnings.append(f"the baseline was published: {why}")
         if not verified:
             result.warnings.append("no server has loaded this release (--no-verify)")
         return self._finish(result)

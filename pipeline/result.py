@@ -19,7 +19,7 @@ class _Document(BaseModel):
 
 
 class Latency(_Document):
-    """Milliseconds for one batch, with the 95 % bootstrap interval of each percentile."""
+    """Milliseconds for one batch, with the 95 % interval of each percentile."""
 
     p50: float
     p50_low: float

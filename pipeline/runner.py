@@ -70,15 +70,18 @@ class Runner:
         """Put in an artifact that no step makes."""
         self.artifacts[name] = artifact
 
+    def expect(self, plan: Sequence[Step | Choice]) -> None:
+        """Say, before the first step of all, what is to come: what two steps or more need is then imported once, before
+        workers are forked from it. The rest is their own affair."""
+        needs = Counter(module for stage in stages_of(plan) for module in set(stage.preload))
+        preload([module for module, count in needs.items() if count > 1])
+
     def run(self, plan: Sequence[Step | Choice]) -> None:
         """Take every step of the plan.
 
         A step that the run can do without leaves a `Failure` if it fails, and what depends on it is left out; the
         failure of any other step is raised.
         """
-        # What two stages or more need is imported once, before workers are forked; the rest is their own affair.
-        needs = Counter(module for stage in stages_of(plan) for module in set(stage.preload))
-        preload([module for module, count in needs.items() if count > 1])
         for item in plan:
             if isinstance(item, Choice):
                 self._choose(item)

@@ -128,6 +128,7 @@ def test_without_proof_the_baseline_is_published(workplace: Workplace, classifie
     assert ended.json["release"]["variant"] == "fp32"
     assert {v["verdict"] for v in ended.json["variants"] if not v["baseline"]} == {"inconclusive"}
     assert "--evaluation" in ended.err
+    assert "the baseline was published: no other variant passed" in ended.err
 
 
 def test_versions_promote_and_rollback_restore_what_was(workplace: Workplace, classifier: Classifier) -> None:

@@ -170,7 +170,7 @@ def _verdicts(result: RunResult, colours: Mapping[str, str]) -> Html | None:
     return _section(
         "Variants",
         variant_table(result, colours),
-        note=f"Batch size {headline_batch(result)}. ± is half the 95 % bootstrap interval. "
+        note=f"Batch size {headline_batch(result)}. ± is half the 95 % interval. "
         "Only a variant that passes can be published.",
     )
 
