@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from model_repository import Published, Repository
 from model_repository.errors import RepositoryError, ServerError
+from pipeline.account import account
 from pipeline.outcome import Outcome, judge_variants
 from pipeline.plan import Choice, Step, measuring_plan, release_plan, variants_of
 from pipeline.recipe import DataRecipe, Recipe
 from pipeline.records import Recorder
 from pipeline.report import write_report
-from pipeline.result import DataFigures, Release, RunResult, StageFigures
-from pipeline.runner import Runner, StepRecord
+from pipeline.result import Release, RunResult, Status
+from pipeline.runner import Runner
 from pipeline.screen import QUIET, Screen
-from pipeline.store import Store, library_versions
-from stages.artifact import Artifact, canonical_json
+from pipeline.store import Store
+from stages.artifact import Artifact
 from stages.errors import RequirementError, StageError
 from stages.host import fingerprint_digest, host_fingerprint
 from stages.prepare import COLLECT, CollectOptions, locate_data
@@ -29,10 +28,7 @@ from stages.select import select
 from stages.source import SOURCE, SourceOptions, locate, suggest_name
 from stages.variants import BASELINE
 
-__all__ = ["LIBRARIES", "default_store", "describe_plan", "run"]
-
-LIBRARIES = ("onnx", "onnxruntime", "onnxscript", "torch", "transformers", "tritonclient", "mlflow", "numpy")
-"""The libraries whose versions go into every record."""
+__all__ = ["default_store", "describe_plan", "run"]
 
 _RUN_FAILS = (StageError, RepositoryError, ServerError, RequirementError)
 
@@ -226,85 +222,12 @@ class _Job:
     def _report_path(self, result: RunResult) -> Path:
         return self.store.job(result.job_id) / "report.html"
 
-    def _result(self, status: Any, exit_code: int, message: str) -> RunResult:
-        runner = self.runner
-        source = runner.artifacts["source"]
-        prepared = runner.artifacts.get("prepare")
-        about: Mapping[str, Any] = prepared.metadata if prepared is not None else {}
-        converted = runner.artifacts.get("convert")
-        result = RunResult(
-            status=status,
-            exit_code=exit_code,
-            message=message,
-            job_id=self._job_id(source),
-            model=self.name,
-            source=self.recipe.model,
-            source_digest=source.digest,
-            task=(converted or source).metadata.get("task") or "generic",
-            target=self.recipe.target,
-            objective=self.recipe.objective,
-            evidence=about.get("evidence", "nothing was evaluated"),
-            samples=about.get("samples", 0),
-            limits={name: limit for name, limit in self.recipe.gates.model_dump().items() if limit is not None},
-            chosen=self.chosen,
-            variants=self.outcome.rows,
-            stages=[_stage_figures(record) for record in runner.records],
-            host={**self.host, **self._circumstances()},
-            libraries=library_versions(LIBRARIES),
-            warnings=[*self.warnings, *self._measured_badly()],
-            started_at=self.started_at,
-        )
-        result.metric = next((row.metric.name for row in result.variants if row.metric), None)
-        result.peak_memory_bytes = max((s.peak_memory_bytes or 0 for s in result.stages), default=None)
-        if prepared is not None:
-            source_name = self.recipe.evaluation.path if self.recipe.evaluation else about["evidence"]
-            result.data = [
-                DataFigures(
-                    role="evaluation",
-                    name=Path(source_name).name,
-                    source=source_name,
-                    digest=prepared.digest,
-                    samples=len_of(prepared),
-                )
-            ]
+    def _result(self, status: Status, exit_code: int, message: str) -> RunResult:
+        result = account(self.recipe, self.runner, self.outcome, self.host)
+        result.status, result.exit_code, result.message = status, exit_code, message
+        result.model, result.chosen, result.started_at = self.name, self.chosen, self.started_at
+        result.warnings[:0] = self.warnings
         return result
-
-    def _circumstances(self) -> dict[str, str | int]:
-        """Under what load, and on how many threads, the speeds were measured."""
-        profile = self.runner.artifacts.get("profile")
-        if profile is None:
-            return {}
-        load = profile.metadata["load_average"]
-        return {
-            "threads": profile.metadata["threads"],
-            "load_average": f"{load['before'][0]:.2f} before measuring, {load['after'][0]:.2f} after",
-        }
-
-    def _measured_badly(self) -> list[str]:
-        """What must be said of the speeds: which of them the budget left unsettled, and forms that were left out."""
-        said = [
-            f"{name.removeprefix('make ')} could not be used: {failure.reason}"
-            for name, failure in self.runner.failures.items()
-            if not failure.expected and failure.step == name and name.endswith(("fuse", " fused"))
-        ]
-        unsettled = [row.name for row in self.outcome.rows if any(not batch.settled for batch in row.batches)]
-        if unsettled:
-            said.append(
-                f"the time for measuring ended before every median was settled ({', '.join(unsettled)}); "
-                "give it more with --budget"
-            )
-        return said
-
-    def _job_id(self, source: Artifact) -> str:
-        """The same for the same source, recipe and results: a run that only repeats another is the same job."""
-        recipe = self.recipe.model_dump(mode="json", serialize_as_any=True, exclude={"tracking_uri", "repository"})
-        results = {record.name: record.stored.artifact.digest for record in self.runner.records}
-        content = canonical_json({"source": source.digest, "recipe": recipe, "results": results})
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def len_of(dataset: Artifact) -> int:
-    return int(dataset.metadata["samples"])
 
 
 def _release(repository: Repository, published: Published, winner: str, verified: bool) -> Release:
@@ -316,19 +239,4 @@ def _release(repository: Repository, published: Published, winner: str, verified
         digest=published.digest,
         verified=verified,
         new=published.new,
-    )
-
-
-def _stage_figures(record: StepRecord) -> StageFigures:
-    stored = record.stored
-    measured = stored.artifact.kind == "measurement"
-    return StageFigures(
-        name=record.name,
-        key=stored.key,
-        cached=stored.cached,
-        seconds=stored.made.seconds,
-        cpu_seconds=stored.made.cpu_seconds,
-        peak_memory_bytes=stored.made.peak_memory_bytes,
-        measured_at=stored.made_at if measured else None,
-        measured_on=stored.artifact.metadata["host"]["cpu"] if measured else None,
     )

@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict
 
 __all__ = [
     "BatchFigures", "DataFigures", "Interval", "Latency", "MetricFigures", "MlflowLink", "Ratio", "Release",
-    "RunResult", "StageFigures", "VariantResult", "Verdict",
+    "RunResult", "StageFigures", "Status", "VariantResult", "Verdict",
 ]  # fmt: skip
 
+Status = Literal["published", "none_passed", "failed"]
 Verdict = Literal["pass", "fail", "inconclusive", "error", "not_run"]
 
 
@@ -150,7 +151,7 @@ class MlflowLink(_Document):
 class RunResult(_Document):
     """The whole run."""
 
-    status: Literal["published", "none_passed", "failed"]
+    status: Status
     exit_code: int
     """What `optimize run` exits with: 0 published, 3 none passed, 4 a stage failed, 5 something is missing here."""
     message: str

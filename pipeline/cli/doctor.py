@@ -18,7 +18,8 @@ __all__ = ["doctor"]
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def doctor(store: Path | None, debug: bool) -> None:
     """Tell what is installed, what is missing, and what that means. Exit code 5 if `optimize run` cannot work."""
-    from pipeline.job import LIBRARIES, default_store
+    from pipeline.account import LIBRARIES
+    from pipeline.job import default_store
     from pipeline.store import library_versions
     from stages.host import host_fingerprint
 
