@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,10 @@ def test_a_variant_that_is_not_on_turn_stands_still(tmp_path: Path, data: Artifa
 
     def look() -> None:
         children = [child for child in psutil.Process().children(recursive=True) if child.name() in models]
+        for _ in range(200):  # a signal takes a moment to arrive
+            if all(child.status() == psutil.STATUS_STOPPED for child in children):
+                break
+            time.sleep(0.01)
         states.extend(child.status() for child in children)
 
     profile(data, ProfileOptions(**SHORT), tmp_path / "out", Reports(look), **models)
