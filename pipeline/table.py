@@ -132,8 +132,6 @@ def _lines(result: RunResult) -> list[Text]:
         line = Text("  ")
         line.append(VERDICT_WORDS[variant.verdict], style=_STYLES[variant.verdict])
         line.append(f"  {variant.name}: {variant.reason}")
-        if variant.verdict == "inconclusive" and variant.samples_needed is not None:
-            line.append(f" ({variant.samples_needed} samples would decide it; there are {result.samples})")
         lines.append(line)
     if reasons:
         lines.append(Text())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +50,13 @@ def measure(options: Times, out: Path, progress: Progress, **inputs: Artifact) -
     return Artifact.write(out, "measurement", metadata)
 
 
+def crash(options: Text, out: Path, progress: Progress) -> Artifact:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    raise AssertionError("not reached")
+
+
 WRITE = Stage("write", 1, write)
+CRASH = Stage("crash", 1, crash)
 MEASURE = Stage("measure", 1, measure, host_bound=True)
 
 
@@ -74,6 +82,14 @@ def test_a_step_that_the_run_can_do_without_fails_with_what_depends_on_it(runner
     assert set(runner.artifacts) == {"a", "d"}
     assert runner.artifacts["d"].metadata["inputs"] == ["a"]
     assert (runner.failures["c"].step, runner.failures["c"].reason) == ("b", "no b")
+
+
+def test_a_crash_in_one_variant_leaves_the_others(runner: Runner) -> None:
+    runner.run(
+        [Step("bad", CRASH, Text(), {}, fails=False), step("good"), Choice("b", "bad", None, None), step("last")]
+    )
+    assert set(runner.artifacts) == {"good", "last"}
+    assert "killed by SIGSEGV" in runner.failures["b"].reason
 
 
 def test_a_step_that_the_run_needs_ends_it(runner: Runner) -> None:

@@ -111,7 +111,7 @@ def advice(needed: int | None, count: int, units: str) -> str:
     if needed is None:
         return ""
     total = max(needed, count + 1)
-    return f"; about {total} {units} would decide ({total - count} more)"
+    return f"; about {total:,} {units} would decide ({total - count:,} more)"
 
 
 def more_than(needed: int | None, count: int) -> int | None:
