@@ -107,7 +107,12 @@ def _prepare(data: DataRecipe | None, given: bool) -> Step:
         options = PrepareOptions(role="evaluation")
     else:
         options = PrepareOptions(
-            role="evaluation", columns=data.columns, samples=data.samples, max_length=data.max_length, seed=data.seed
+            role="evaluation",
+            columns=data.columns,
+            samples=data.samples,
+            seed=data.seed,
+            max_length=data.max_length,
+            metric=data.metric,
         )
     return Step("prepare", PREPARE, options, inputs)
 

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from model_repository.layout import NAME
 from pipeline.units import Bytes, Fraction, Milliseconds, Seconds
 from stages.errors import InputError
 from stages.model import Task
@@ -78,7 +79,9 @@ class Recipe(_Part):
     """Everything that `optimize run` needs to know. Only `model` must be given."""
 
     model: str = Field(description="Hugging Face directory or hub id, .onnx, .pt2, module:function, MLflow URI")
-    name: str | None = Field(None, description="name in the model repository; default: from `model`")
+    name: str | None = Field(
+        None, pattern=f"^{NAME}$", description="name in the model repository; default: from `model`"
+    )
     task: Task | None = Field(None, description="default: inferred from the checkpoint")
     target: Literal["cpu"] = "cpu"
     evaluation: DataRecipe | None = None

@@ -16,6 +16,7 @@ from calibration.inputs import InputSpec
 from calibration.samples import Samples
 from calibration.tasks import ModelInputs, builtin_samples, random_samples, reads_text, samples_from_rows
 from stages.artifact import Artifact
+from stages.check.metrics import metric_for
 from stages.errors import InputError, RequirementError
 from stages.model import ASSETS, Model
 from stages.progress import Progress
@@ -41,7 +42,7 @@ class PrepareOptions(BaseModel):
     `columns` maps our name for a column to its name in the data. `samples` draws at most so many rows with `seed`,
     stratified by label. `max_length` cuts texts to so many tokens (default: what the checkpoint says). `use` says what
     to feed the model where no data are given: `auto` takes text that Python brings along where the model reads text,
-    and random inputs otherwise.
+    and random inputs otherwise. `metric` must fit the truth in the data; said here, it is refused before anything is measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +53,7 @@ class PrepareOptions(BaseModel):
     seed: int = Field(0, ge=0)
     max_length: int | None = Field(None, ge=1)
     use: Literal["auto", "builtin", "synthetic"] = "auto"
+    metric: str | None = None
 
 
 def locate_data(reference: str) -> Artifact | None:
@@ -89,7 +91,8 @@ def prepare(
     along, `synthetic`: random inputs), the number of `samples`, the `truth`'s kind, the `columns` there were, the
     `classes` by how often they occur, and the `tokens` of a text (longest and mean).
 
-    Raises `DataError` for data that are broken or do not fit the model, `RequirementError` for a missing library.
+    Raises `DataError` for data that are broken or do not fit the model, `InputError` for a metric that does not fit
+    the data, `RequirementError` for a missing library.
     """
     description = Model.of(model)
     inputs = ModelInputs(
@@ -103,6 +106,8 @@ def prepare(
         samples, facts = _from_data(data, inputs, options, progress)
     else:
         samples, facts = _made_up(inputs, options, progress)
+    if options.metric is not None:
+        metric_for(samples.truth, options.metric)
     samples.save(out)
     progress.update(facts["evidence"])
     truth = samples.truth or {}

@@ -57,6 +57,7 @@ def test_help_names_every_command_and_the_exit_codes(workplace: Workplace) -> No
         (["run", "x.onnx", "--objective", "beauty"], "beauty"),
         (["run", "x.onnx", "--variants", "int8-dinamic"], "int8-dynamic"),
         (["run", "x.onnx", "--max-drop", "a bit"], "gates.max_drop"),
+        (["run", "x.onnx", "--name", "../x"], "name"),
         (["run", "x.onnx", "--taks", "y"], "--task"),
         (["versions", "nowhere"], "nowhere"),
         (["serve", "nowhere"], "nowhere"),
@@ -125,6 +126,15 @@ def test_wrong_data_is_exit_code_2(workplace: Workplace, classifier: Classifier,
     assert ended.code == 2, ended.err
     assert re.search(says, ended.err)
     assert not workplace.repository.exists()
+
+
+def test_a_metric_that_does_not_fit_is_refused_before_anything_is_measured(
+    workplace: Workplace, classifier: Classifier
+) -> None:
+    ended = workplace.optimize("run", classifier.model, "--evaluation", classifier.evaluation, "--metric", "recall@1")
+    assert ended.code == 2
+    assert "accuracy" in ended.err
+    assert "profile" not in ended.err
 
 
 def test_dry_run_prints_the_plan_and_does_nothing(workplace: Workplace, classifier: Classifier) -> None:

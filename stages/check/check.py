@@ -77,9 +77,7 @@ def check(
     if not len(samples):
         raise InputError(f"there are no samples in {data.path}")
     truth = samples.truth
-    metric = metric_for(truth, options.metric) if truth else None
-    if options.metric and metric is None:
-        raise InputError(f"the metric {options.metric!r} needs the truth, and the data ({_evidence(data)}) hold none")
+    metric = metric_for(truth, options.metric)
     head = head_of(described.task, truth)
 
     splitter = OutputSplitter(described.signature, samples)

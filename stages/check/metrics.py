@@ -65,11 +65,15 @@ class Metric:
         return float(FORMS[self.form].value(statistics.sum(axis=0)))
 
 
-def metric_for(truth: Mapping[str, Any], name: str | None = None) -> Metric:
-    """The metric called `name`, or the usual one for this kind of truth.
+def metric_for(truth: Mapping[str, Any] | None, name: str | None = None) -> Metric | None:
+    """The metric called `name`, or the usual one for this kind of truth; None where there is no truth.
 
-    Raises `InputError` for a name that the truth does not fit, naming those that do.
+    Raises `InputError` for a name that the truth does not fit, naming those that do, and for any without truth.
     """
+    if not truth:
+        if name is not None:
+            raise InputError(f"the metric {name!r} needs the truth (labels, answers, …), and the data hold none")
+        return None
     kind = truth["kind"]
     if kind not in _BY_KIND:
         raise InputError(f"the truth is of kind {kind!r}; known are {', '.join(_BY_KIND)}")
