@@ -42,7 +42,7 @@ class PrepareOptions(BaseModel):
     `columns` maps our name for a column to its name in the data. `samples` draws at most so many rows with `seed`,
     stratified by label. `max_length` cuts texts to so many tokens (default: what the checkpoint says). `use` says what
     to feed the model where no data are given: `auto` takes text that Python brings along where the model reads text,
-    and random inputs otherwise. `metric` must fit the truth in the data; said here, it is refused before anything is measured.
+    and random inputs otherwise. `metric` must fit the truth in the data: here it is refused before any measuring.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

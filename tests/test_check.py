@@ -318,5 +318,5 @@ def test_a_truth_that_does_not_fit_the_model_is_told_by_sample(tmp_path: Path) -
     scores = linear(tmp_path / "n", np.ones((3, 1)), "image-classification")
     with pytest.raises(InputError, match="no output holds the scores of two or more classes"):
         evaluate(tmp_path / "y", scores, wrong_label)
-    with pytest.raises(InputError, match="needs the truth .*, and the data hold none"):
+    with pytest.raises(InputError, match=r"needs the truth .*, and the data hold none"):
         evaluate(tmp_path / "z", model, dataset(tmp_path / "b", rows(np.ones((3, 3)))), metric="accuracy")
