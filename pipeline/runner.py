@@ -16,6 +16,7 @@ from pipeline.screen import Screen
 from pipeline.store import Made, Store, StoredStep, step_description, step_key
 from pipeline.worker import MEANT, WorkerError, preload, run_in_worker
 from stages.artifact import Artifact
+from stages.errors import StageError
 from stages.profile import Race, faster
 
 __all__ = ["Chosen", "Failure", "Runner", "StepRecord"]
@@ -101,6 +102,8 @@ class Runner:
             reason = str(error) if isinstance(error, MEANT) else f"a bug: {error}"
             if step.fails:
                 self._screen.failed(step.name, "")
+                if isinstance(error, StageError):
+                    raise StageError(f"{step.name}: {error}") from error
                 raise
             self._screen.failed(step.name, reason)
             self.failures[step.name] = Failure(step.name, reason)

@@ -61,7 +61,7 @@ def test_a_step_that_takes_too_long_is_stopped(workplace: Workplace, classifier:
     recipe.write_text(f"model: {classifier.model}\nstep_timeout: 10ms\n")
     ended = workplace.optimize("run", recipe, "--no-record")
     assert ended.code == 4
-    assert "no result after" in ended.err
+    assert "convert: no result after" in ended.err
     assert not workplace.repository.exists()
 
 
