@@ -167,6 +167,7 @@ class _Job:
 
         repository = Repository(self.recipe.repository)
         package = self.runner.artifacts["package"]
+        package.verify()  # the server may have answered from it long ago; what is published is what it had then
         published = repository.publish(self.name, package.path, provenance)
         verified = "verify" in self.runner.artifacts
         result.release = _release(repository, published, winner, verified)

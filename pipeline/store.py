@@ -16,7 +16,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ from pydantic import BaseModel
 
 from stages.artifact import Artifact, canonical_json
 from stages.errors import StageError
+from stages.host import versions
 from stages.stage import Stage
 
 __all__ = ["Made", "Store", "StoredStep", "library_versions", "step_key"]
@@ -60,13 +60,7 @@ class StoredStep:
 
 def library_versions(names: tuple[str, ...]) -> dict[str, str]:
     """The installed versions of the distributions `names`; "absent" for those that are not installed."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return versions
+    return dict.fromkeys(names, "absent") | versions(names)
 
 
 def step_description(

@@ -130,7 +130,7 @@ class Artifact:
             if not file.is_file():
                 raise StageError(f"{file} is missing from its artifact")
             if file_digest(file) != digest:
-                raise StageError(f"{file} has changed since it was written")
+                raise StageError(f"{file} has changed since it was written; remove its folder, and it is made again")
 
     @property
     def size_bytes(self) -> int:

@@ -150,6 +150,18 @@ def test_a_full_repository_is_never_half_published(
     ]
 
 
+def test_a_release_that_changed_in_the_store_is_not_published(workplace: Workplace, classifier: Classifier) -> None:
+    command = quick(classifier, "--no-verify", "--no-record")
+    assert workplace.optimize(*command).code == 0
+    (config,) = workplace.store.glob("steps/*/artifact/config.pbtxt")
+    with config.open("r+b") as stream:
+        stream.write(b"N")
+    ended = workplace.optimize(*command, "--repository", workplace.path / "another")
+    assert ended.code == 4
+    assert "config.pbtxt has changed since it was written" in ended.err
+    assert not (workplace.path / "another").exists()
+
+
 def test_a_tracking_server_that_is_away_costs_nothing(workplace: Workplace, classifier: Classifier) -> None:
     ended = workplace.optimize(*quick(classifier, "--no-verify", "--json", "--tracking-uri", "http://127.0.0.1:9"))
     assert ended.code == 0, ended.err

@@ -22,6 +22,7 @@ def doctor(store: Path | None, debug: bool) -> None:
     from pipeline.job import default_store
     from pipeline.store import library_versions
     from stages.host import host_fingerprint
+    from stages.variants import VARIANTS
 
     wrong = 0
     click.echo("this machine")
@@ -43,7 +44,7 @@ def doctor(store: Path | None, debug: bool) -> None:
     click.echo(f"  {'store':<14} {path} ({free / 1e9:.0f} GB free)")
     click.echo(f"  {'MLflow':<14} {os.environ.get('MLFLOW_TRACKING_URI', 'sqlite:///mlflow.db in the current folder')}")
     click.echo("targets")
-    click.echo(f"  {'cpu':<14} yes")
+    click.echo(f"  {'cpu':<14} {', '.join(name for name, variant in VARIANTS.items() if 'cpu' in variant.targets)}")
     click.echo(f"  {'cuda':<14} not supported yet")
     click.echo(f"  {'tensorrt':<14} not supported yet")
     click.echo("server")

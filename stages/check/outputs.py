@@ -197,7 +197,7 @@ class _GrowingArray:
     """A flat `.npy` file that grows: the header is written again at the end, in the room that numpy leaves for that."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
-        self._path, self._dtype, self._size = path, dtype, 0
+        self._dtype, self._size = dtype, 0
         self.stream: BinaryIO = path.open("wb")
         self._header()
         self._start = self.stream.tell()

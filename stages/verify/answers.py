@@ -24,7 +24,6 @@ class Comparison:
     requests: str
     tolerance: float
     largest: dict[str, float] = field(default_factory=dict)
-    compared: int = 0
 
     def hold(self, samples: list[int], expected: Arrays, answer: Arrays) -> None:
         """Compare the answer to a request that held `samples`. Raises `StageError` for the first output too far off."""
@@ -39,7 +38,6 @@ class Comparison:
                     f"(allowed {self.tolerance:.3g}): {_shown(answer[name])} instead of {_shown(wanted)}"
                 )
             self.largest[name] = max(off, self.largest.get(name, 0.0))
-        self.compared += 1
 
 
 def difference(expected: NDArray[Any], answer: NDArray[Any]) -> float:
