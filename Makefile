@@ -17,7 +17,7 @@ MINILM := examples/minilm
 DIGITS := examples/digits
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo digits test lint bench clean
+.PHONY: help env demo digits test lint bench quantization clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -72,6 +72,9 @@ test: lint ## lint, then every test
 
 bench: env ## what a whole run costs in time and memory
 	$(BIN)/python benchmarks/pipeline.py $(ARGS)
+
+quantization: env ## our variants beside what other tools make of the same models
+	$(BIN)/python benchmarks/quantization.py $(ARGS)
 
 clean: ## remove what was built; the environment, releases and records stay
 	rm -rf $(MINILM)/build $(DIGITS)/build build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

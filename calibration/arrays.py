@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from calibration.errors import DataError
 from calibration.inputs import InputSpec, common_shape, fitted
@@ -16,8 +18,8 @@ __all__ = ["array_samples"]
 def array_samples(rows: Rows, specs: Sequence[InputSpec], labels: Sequence[str] = ()) -> Samples:
     """Rows that hold a value for every input of the model, by its name, without the batch axis.
 
-    Values are arrays, numbers or (nested) lists of numbers. The truth is `label` (a class for each sample) or `labels`
-    (a class for each position), if there is one.
+    Values are arrays, numbers or (nested) lists of numbers, or text that writes them as JSON, as in CSV. The truth is
+    `label` (a class for each sample) or `labels` (a class for each position), if there is one.
 
     Raises `DataError` for an input that is missing, NaN, another shape than the model takes, numbers that the input's
     dtype cannot hold, and samples of different shapes (what to pad them with is not known).
@@ -26,7 +28,10 @@ def array_samples(rows: Rows, specs: Sequence[InputSpec], labels: Sequence[str] 
     places = [rows.where(index) for index in range(len(rows))]
     inputs = {}
     for spec in specs:
-        arrays = [fitted(value, spec, where) for value, where in zip(rows.column(spec.name), places, strict=True)]
+        values = rows.column(spec.name)
+        if spec.dtype != "string":
+            values = [_written(value) if isinstance(value, str) else value for value in values]
+        arrays = [fitted(value, spec, where) for value, where in zip(values, places, strict=True)]
         common_shape(arrays, spec, places, "pad them to one shape")
         inputs[spec.name] = arrays
     found = row_labels(rows, labels)
@@ -35,6 +40,13 @@ def array_samples(rows: Rows, specs: Sequence[InputSpec], labels: Sequence[str] 
     if rows.has("labels"):
         return Samples(inputs, {}, {"kind": "labels", "labels": _positions(rows, labels)})
     return Samples(inputs)
+
+
+def _written(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text  # which is no number: for `fitted` to refuse
 
 
 def _positions(rows: Rows, labels: Sequence[str]) -> list[list[int]]:

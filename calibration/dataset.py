@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from calibration.archives import read_npz
+from calibration.draw import draw
 from calibration.errors import DataError
 from calibration.folders import LABELS_FILE, class_folders, image_files, read_datasets, read_images
 from calibration.functions import is_function, read_function
-from calibration.rows import Row, Rows, sample
+from calibration.rows import Reader, Rows
 from calibration.tables import read_csv, read_jsonl, read_parquet
 
 __all__ = ["DatasetType", "data_files", "dataset_type", "read_rows"]
@@ -81,24 +83,25 @@ def read_rows(
     """Read a data set: a path or `module:function`.
 
     `columns` maps our name for a column to its name in the data. `limit` draws at most so many rows with `seed`, each
-    class (`label`) keeping its share, in one pass that holds no more than `limit` rows of each class.
+    class (`label`) keeping its share; no others are held in memory (those of a function all are).
 
     Raises `DataError` for a path that is no data set, an empty one, a row that is broken (with its number), and a
     column of `columns` that is not there; `ModuleNotFoundError` if a library is needed that is not installed.
     """
     columns = dict(columns or {})
     path, kind = Path(source), dataset_type(source)
-    numbered: Iterator[tuple[int, Row]]
+    read: Reader
     label_names: tuple[str, ...] = ()
     if kind == "images":
-        numbered, label_names = read_images(path)
+        read, label_names = read_images(path)
     elif kind == "datasets":
-        numbered, label_names = read_datasets(path)
+        read, label_names = read_datasets(path)
     elif kind == "function":
-        numbered = read_function(str(source))
+        # Called a second time, a function may yield something else.
+        read = list(read_function(str(source))).__iter__
     else:
-        numbered = _FILES[kind](path)
-    chosen, total = sample(numbered, limit, seed, columns.get("label", "label"))
+        read = partial(_FILES[kind], path)
+    chosen, total = draw(read, limit, seed, columns.get("label", "label"))
     name = str(source) if kind == "function" else (path.name or path.resolve().name)
     if not chosen:
         raise DataError(f"{source} is empty: there is not one row in it")

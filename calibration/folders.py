@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from calibration.errors import DataError
-from calibration.rows import Row
+from calibration.rows import Reader, Row
 from calibration.tables import read_csv
 
 __all__ = ["IMAGE_SUFFIXES", "LABELS_FILE", "class_folders", "image_files", "read_datasets", "read_images"]
@@ -21,9 +22,11 @@ _FILE_COLUMNS = ("image", "file", "file_name", "filename", "path")
 
 def image_files(folder: Path) -> list[Path]:
     """The images directly in a folder, by name. Hidden files are no images."""
-    return sorted(
-        file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-    )
+    return sorted(file for file in folder.iterdir() if _is_image(file))
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -34,7 +37,7 @@ def class_folders(folder: Path) -> list[Path]:
     return sorted(folders)
 
 
-def read_images(folder: Path) -> tuple[Iterator[tuple[int, Row]], tuple[str, ...]]:
+def read_images(folder: Path) -> tuple[Reader, tuple[str, ...]]:
     """Rows `{"image": path, "label": class}` of a folder, and the names of the classes.
 
     With a `labels.csv` (columns `image` or `file` or `file_name`, relative to the folder, and `label`), its rows;
@@ -42,13 +45,13 @@ def read_images(folder: Path) -> tuple[Iterator[tuple[int, Row]], tuple[str, ...
     are not opened here. Raises `DataError` for a row that names no file inside the folder.
     """
     if (folder / LABELS_FILE).is_file():
-        return _listed(folder), ()
+        return partial(_listed, folder), ()
     classes = class_folders(folder)
     rows: list[dict[str, Any]] = [
         {"image": file, "label": entry.name} for entry in classes for file in image_files(entry)
     ]
     rows = rows or [{"image": file} for file in image_files(folder)]
-    return enumerate(rows, 1), tuple(entry.name for entry in classes)
+    return partial(enumerate, rows, 1), tuple(entry.name for entry in classes)
 
 
 def _listed(folder: Path) -> Iterator[tuple[int, Row]]:
@@ -65,12 +68,18 @@ def _listed(folder: Path) -> Iterator[tuple[int, Row]]:
             raise DataError(f"{folder.name}/{LABELS_FILE}, row {number}: {row[column]} lies outside of {folder}")
         if not file.is_file():
             raise DataError(f"{folder.name}/{LABELS_FILE}, row {number}: there is no file {row[column]} in {folder}")
+        if not _is_image(file):
+            known = " ".join(sorted(IMAGE_SUFFIXES))
+            raise DataError(
+                f"{folder.name}/{LABELS_FILE}, row {number}: {row[column]} is no image by its name ({known})"
+            )
         yield number, {name: value for name, value in row.items() if name != column} | {"image": file}
 
 
-def read_datasets(folder: Path) -> tuple[Iterator[tuple[int, Row]], tuple[str, ...]]:
+def read_datasets(folder: Path) -> tuple[Reader, tuple[str, ...]]:
     """The rows of one split that `Dataset.save_to_disk` wrote, and the names of the classes of its column `label`.
 
+    Images come as the bytes of their files: only those that are drawn are decoded, and by us.
     Raises `ModuleNotFoundError` if the library `datasets` is not installed, `DataError` for a set of several splits
     or a damaged one.
     """
@@ -91,8 +100,14 @@ def read_datasets(folder: Path) -> tuple[Iterator[tuple[int, Row]], tuple[str, .
         ) from error
     try:
         data = datasets.load_from_disk(str(folder), keep_in_memory=False)
-    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
-        raise DataError(f"{folder} is not a readable data set of the library `datasets`: {error}") from error
+    except (OSError, ValueError, KeyError, IndexError, pyarrow.ArrowException) as error:
+        # The library writes no file for no rows, and then fails to read what it wrote.
+        empty = isinstance(error, IndexError) and not list(folder.glob("*.arrow"))
+        why = "there is not one row in it" if empty else error
+        raise DataError(f"{folder} is not a readable data set of the library `datasets`: {why}") from error
     feature = data.features.get("label")
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
-    return enumerate(data, 1), names
+    for name, kind in data.features.items():
+        if isinstance(kind, datasets.Image):
+            data = data.cast_column(name, datasets.Image(decode=False))
+    return partial(enumerate, data, 1), names

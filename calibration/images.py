@@ -24,26 +24,33 @@ __all__ = ["PREPROCESSOR_FILE", "image_samples", "image_size", "load_image"]
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
-# Pillow converts other modes (16-bit integers, floats) to RGB by clipping at 255, which turns most of them white.
-_CONVERTIBLE = frozenset(
-    {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
-)
+# Pillow converts 16-bit integers and floats by clipping at 255, which turns most of them white, and CIE L*a*b* not at
+# all or by rules of its own.
+_CONVERTIBLE = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"})
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def load_image(value: Any, channels: int, where: str) -> Image:
     """An image in `channels` channels of 8 bits (1: grey, 3: RGB, 4: RGBA), turned as its EXIF orientation says.
 
-    `value` is a path, the bytes of a file, a `PIL.Image.Image`, or `{"bytes": …}` or `{"path": …}` as Hugging Face
-    keeps images in tables. Raises `DataError` naming the row for what cannot be read or converted.
+    `value` is a `Path`, the bytes of a file, a `PIL.Image.Image`, or `{"bytes": …}` as Hugging Face keeps images in
+    tables. Colours become grey by their luma (ITU-R 601-2); opaque alpha is left out.
+
+    Raises `DataError` naming the row for what cannot be read, and what cannot be converted without a guess: pixels of
+    more than 8 bits, and transparent ones for a model without an alpha channel. A path in a table is refused, too: the
+    file would be no part of the data set's digest.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
+    if isinstance(value, str):
+        raise DataError(
+            f"{where}: 'image' names a file ({value}), which is no part of this data set: give a folder of images with "
+            "a labels.csv, or a table that holds the bytes of the files"
+        )
     try:
-        if isinstance(value, (str, Path)):
-            where = f"{where} ({Path(value).name})"
+        if isinstance(value, Path):
             image: Image.Image = Image.open(value)
         elif isinstance(value, bytes):
             image = Image.open(io.BytesIO(value))
@@ -57,12 +64,25 @@ def load_image(value: Any, channels: int, where: str) -> Image:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{where}: the image cannot be read: {error}") from error
+    mode = _MODES[channels]
     if image.mode not in _CONVERTIBLE:
         raise DataError(
-            f"{where}: an image of mode {image.mode!r} cannot be converted to {_MODES[channels]} without knowing its "
-            "range: save it with 8 bits a channel, or give the model's inputs as arrays in an .npz"
+            f"{where}: an image of mode {image.mode!r} cannot be converted to {mode} without knowing its range: save "
+            "it as RGB or grey with 8 bits a channel, or give the model's inputs as arrays in an .npz"
         )
-    return image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
+    if mode != "RGBA" and _is_transparent(image):
+        raise DataError(
+            f"{where}: the image (mode {image.mode!r}) is transparent in places, and the model takes {mode}: what lies "
+            "behind it is not known, so put it on the background that the model was trained with"
+        )
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _is_transparent(image: Image) -> bool:
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return False
+    alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    return bool((alpha < 255).any())
 
 
 def image_samples(rows: Rows, assets: Path, specs: Sequence[InputSpec], labels: Sequence[str] = ()) -> Samples:
@@ -73,8 +93,8 @@ def image_samples(rows: Rows, assets: Path, specs: Sequence[InputSpec], labels: 
     width (bilinear) and divided by 255, or left as it is for an input of integers; an input whose last axis counts the
     channels gets [height, width, channels].
 
-    Raises `DataError` for an image that cannot be read, a model that takes anything else than images, and results that
-    do not fit the input.
+    Raises `DataError` for an image that cannot be read or converted (see `load_image`), a model that takes anything
+    else than images, and results that do not fit the input.
     """
     if len(specs) != 1 or len(specs[0].shape) != 4:
         shown = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in specs)
@@ -83,14 +103,26 @@ def image_samples(rows: Rows, assets: Path, specs: Sequence[InputSpec], labels: 
     channels = _channels(spec)
     prepare = _processor(assets) if (assets / PREPROCESSOR_FILE).is_file() else _plain(spec)
     images = rows.column("image")
-    places = [rows.where(index) for index in range(len(rows))]
+    places = [_where(rows, index, image) for index, image in enumerate(images)]
     arrays = [
-        fitted(prepare(load_image(image, channels, where)), spec, where)
+        fitted(_prepared(prepare, load_image(image, channels, where), where), spec, where)
         for image, where in zip(images, places, strict=True)
     ]
     common_shape(arrays, spec, places, f"resize the images to one size, or put a {PREPROCESSOR_FILE} beside the model")
     found = row_labels(rows, labels)
     return Samples({spec.name: arrays}, {}, None if found is None else {"kind": "label", "label": found})
+
+
+def _where(rows: Rows, index: int, image: Any) -> str:
+    where = rows.where(index)
+    return f"{where} ({image})" if isinstance(image, Path) else where
+
+
+def _prepared(prepare: Callable[[Image], NDArray[Any]], image: Image, where: str) -> NDArray[Any]:
+    try:
+        return prepare(image)
+    except ValueError as error:
+        raise DataError(f"{where}: the checkpoint's preprocessing refuses the image: {error}") from error
 
 
 def _channels_last(spec: InputSpec) -> bool:

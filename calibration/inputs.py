@@ -11,16 +11,20 @@ from numpy.typing import NDArray
 
 from calibration.errors import DataError
 
-__all__ = ["InputSpec", "fitted"]
+__all__ = ["InputSpec", "common_shape", "fitted"]
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input of a model. `shape` includes the batch axis and holds a name for an axis of any size."""
+    """One input of a model. `shape` includes the batch axis and holds a name for an axis of any size.
+
+    `choices`: where its integers choose rows of a table (token ids, of the embeddings), how many rows there are.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    choices: int | None = None
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -49,7 +53,8 @@ def fitted(value: Any, spec: InputSpec, where: str) -> NDArray[Any]:
     """One sample of an input as an array of its dtype and shape (without the batch axis).
 
     A value may change its dtype only where it stays the same number (float64 to a narrower float may round). Raises
-    `DataError` naming the row and the axis for NaN, another shape, and numbers that the dtype cannot hold.
+    `DataError` naming the row and the axis for NaN and infinity, another shape, numbers that the dtype cannot hold, and
+    integers that choose no row of their table.
     """
     try:
         array = np.asarray(value)
@@ -57,11 +62,25 @@ def fitted(value: Any, spec: InputSpec, where: str) -> NDArray[Any]:
         raise DataError(f"{where}: {spec.name!r} is not an array of one shape ({error})") from error
     if array.dtype == object or (array.dtype.kind in "US") != (spec.dtype == "string"):
         raise DataError(f"{where}: {spec.name!r} should be numbers of dtype {spec.dtype}, it is {_short(value)}")
-    if array.dtype.kind in "fc" and np.isnan(array).any():
-        place = [int(axis) for axis in np.argwhere(np.isnan(array))[0]]
-        raise DataError(f"{where}: {spec.name!r} has NaN{f' at {place}' if place else ''}")
+    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+        what, found = ("NaN", np.isnan(array)) if np.isnan(array).any() else ("infinity", np.isinf(array))
+        raise DataError(f"{where}: {spec.name!r} has {what}{_first(found)}")
     _check_shape(array, spec, where)
-    return _cast(array, spec, where)
+    fitting = _cast(array, spec, where)
+    if spec.choices is not None and fitting.size:
+        outside = (fitting < 0) | (fitting >= spec.choices)
+        if outside.any():
+            raise DataError(
+                f"{where}: {spec.name!r} has {int(fitting[outside][0])}{_first(outside)}; the model's table for it has "
+                f"{spec.choices} rows, 0 to {spec.choices - 1}"
+            )
+    return fitting
+
+
+def _first(found: NDArray[np.bool_]) -> str:
+    """Where the first of what was found stands, for a message."""
+    place = [int(axis) for axis in np.argwhere(found)[0]]
+    return f" at {place}" if place else ""
 
 
 def _check_shape(array: NDArray[Any], spec: InputSpec, where: str) -> None:
@@ -78,6 +97,8 @@ def _check_shape(array: NDArray[Any], spec: InputSpec, where: str) -> None:
                 f"{where}: {spec.name!r} has shape {list(array.shape)}, the model takes {shown} a sample "
                 f"(axis {axis} is {size}, not {expected})"
             )
+    if 0 in array.shape and 0 not in wanted:
+        raise DataError(f"{where}: {spec.name!r} has shape {list(array.shape)}: there is nothing in it")
 
 
 def _cast(array: NDArray[Any], spec: InputSpec, where: str) -> NDArray[Any]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import heapq
 import json
-import random
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from calibration.errors import DataError
 
-__all__ = ["Row", "Rows", "sample"]
+__all__ = ["Reader", "Row", "Rows"]
 
 Row = Mapping[str, Any]
 """One row: values by column name."""
+
+Reader = Callable[[], Iterator[tuple[int, Row]]]
+"""Reads rows with their numbers, from the first one again each time that it is called."""
 
 
 @dataclass(frozen=True)
@@ -138,55 +138,6 @@ class Rows:
             for row in self.values
         ]
         return replace(self, values=values)
-
-
-def sample(
-    rows: Iterable[tuple[int, Row]], limit: int | None, seed: int, label: str = "label"
-) -> tuple[list[tuple[int, Row]], int]:
-    """At most `limit` of the numbered rows, drawn without replacement, and how many there were in all.
-
-    The draw is stratified: each value of `label` keeps its share (largest remainders). It takes one pass and holds at
-    most `limit` rows for each class: every row gets a random key, and those with the smallest keys of each class stay
-    (bottom-k sampling). The rows come back in their own order. The same rows, limit and seed give the same draw.
-    """
-    if limit is None:
-        every = list(rows)
-        return every, len(every)
-    generator = random.Random(seed)
-    strata: dict[str, list[tuple[float, int, Row]]] = {}
-    counts: Counter[str] = Counter()
-    for number, row in rows:
-        stratum = _stratum(row.get(label))
-        counts[stratum] += 1
-        heap = strata.setdefault(stratum, [])
-        entry = (-generator.random(), number, row)
-        if len(heap) < limit:
-            heapq.heappush(heap, entry)
-        else:
-            heapq.heappushpop(heap, entry)
-    total = counts.total()
-    chosen = [
-        (number, row)
-        for stratum, quota in _shares(counts, min(limit, total)).items()
-        for _, number, row in sorted(strata[stratum], key=lambda entry: (-entry[0], entry[1]))[:quota]
-    ]
-    return sorted(chosen, key=lambda entry: entry[0]), total
-
-
-def _stratum(value: Any) -> str:
-    if hasattr(value, "item") and getattr(value, "size", None) == 1:
-        value = value.item()
-    return f"{type(value).__name__} {value}" if isinstance(value, (str, int)) else ""
-
-
-def _shares(counts: Mapping[str, int], limit: int) -> dict[str, int]:
-    total = sum(counts.values())
-    shares = {name: limit * count // total for name, count in counts.items()}
-    # Ties are broken by name, so that the order of the rows does not matter.
-    by_remainder = sorted(counts, key=lambda name: (-(limit * counts[name] % total), name))
-    for name in by_remainder[: limit - sum(shares.values())]:
-        shares[name] += 1
-    return shares
 
 
 def _nearest(name: str, there: Sequence[str]) -> str | None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.archives import write_npz
 from calibration.errors import DataError
+from calibration.stored import StoredArrays, read_stored, write_stored
 
 __all__ = ["Samples"]
 
@@ -23,10 +23,11 @@ _ABOUT = "samples.json"
 
 @dataclass(frozen=True)
 class Samples:
-    """`inputs[name][i]` is input `name` of sample `i`, without a batch axis.
+    """`inputs[name][i]` is input `name` of sample `i`, without a batch axis. What `load` gives reads it from the file
+    when it is asked for, so that memory does not grow with the number of samples.
 
     `padding[name]` is the value that fills a sample's first axis up to the longest of its batch; an input that is not
-    in `padding` has the same shape in every sample.
+    in `padding` has the same shape in every sample. `cut` is how many texts were longer than the model reads.
     `truth` is what the samples should give. Its form depends on its `kind`:
 
     - `{"kind": "label", "label": [N ints]}`: a class for each sample
@@ -42,6 +43,7 @@ class Samples:
     inputs: Mapping[str, Sequence[NDArray[Any]]]
     padding: Mapping[str, float] = field(default_factory=dict)
     truth: Mapping[str, Any] | None = None
+    cut: int = 0
 
     def __post_init__(self) -> None:
         counts = {name: len(values) for name, values in self.inputs.items()}
@@ -54,7 +56,10 @@ class Samples:
     def lengths(self) -> NDArray[Any]:
         """[N] int64: the first axis of each sample's padded inputs; 1 where nothing is padded."""
         for name in self.padding:
-            return np.array([len(value) for value in self.inputs[name]], dtype=np.int64)
+            values = self.inputs[name]
+            if isinstance(values, StoredArrays):
+                return values.shapes[:, 0]
+            return np.array([len(value) for value in values], dtype=np.int64)
         return np.ones(len(self), dtype=np.int64)
 
     def batch(self, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
@@ -87,13 +92,8 @@ class Samples:
 
     def save(self, directory: Path) -> None:
         """Write `samples.npz` (values and shapes) and `samples.json` into `directory`, the same bytes each time."""
-        arrays: dict[str, tuple[tuple[int, ...], Sequence[NDArray[Any]]]] = {}
-        for name, values in self.inputs.items():
-            shapes = np.array([value.shape for value in values], dtype=np.int64).reshape(len(values), -1)
-            arrays[f"{name}/values"] = ((sum(value.size for value in values),), values)
-            arrays[f"{name}/shapes"] = (shapes.shape, [shapes])
-        write_npz(directory / _ARRAYS, arrays)
-        about = {"inputs": list(self.inputs), "padding": dict(self.padding), "truth": self.truth}
+        write_stored(directory / _ARRAYS, self.inputs)
+        about = {"inputs": list(self.inputs), "padding": dict(self.padding), "truth": self.truth, "cut": self.cut}
         (directory / _ABOUT).write_text(json.dumps(about, sort_keys=True))
 
     @classmethod
@@ -101,16 +101,7 @@ class Samples:
         """Read what `save` wrote. Raises `DataError` if it is not there or damaged."""
         try:
             about = json.loads((directory / _ABOUT).read_text())
-            inputs = {}
-            with np.load(directory / _ARRAYS, allow_pickle=False) as arrays:
-                for name in about["inputs"]:
-                    flat, shapes = arrays[f"{name}/values"], arrays[f"{name}/shapes"]
-                    ends = np.cumsum(shapes.prod(axis=1)).tolist()
-                    starts = [0, *ends[:-1]]
-                    inputs[name] = [
-                        flat[start:end].reshape(shape)
-                        for start, end, shape in zip(starts, ends, shapes.tolist(), strict=True)
-                    ]
+            inputs = read_stored(directory / _ARRAYS, about["inputs"])
+            return cls(inputs, about["padding"], about["truth"], about.get("cut", 0))
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise DataError(f"{directory} holds no readable samples ({error})") from error
-        return cls(inputs, about["padding"], about["truth"])

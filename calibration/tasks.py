@@ -17,7 +17,7 @@ from calibration.samples import Samples
 from calibration.synthetic import synthetic_samples
 from calibration.text import classification_samples, embedding_samples, for_inputs
 from calibration.text_positions import answering_samples, mask_samples, token_samples
-from calibration.tokenizer import TextTokenizer, has_tokenizer, load_tokenizer
+from calibration.tokenizer import TextTokenizer, has_tokenizer, load_tokenizer, positions
 
 __all__ = [
     "IMAGE_TASKS",
@@ -27,6 +27,7 @@ __all__ = [
     "random_samples",
     "reads_text",
     "samples_from_rows",
+    "takes_arrays",
 ]
 
 
@@ -70,8 +71,10 @@ def samples_from_rows(rows: Rows, model: ModelInputs, *, seed: int = 0, max_leng
     Raises `DataError` if the rows do not fit the task (see the functions of `calibration.text`, `text_positions`,
     `images` and `arrays`), and for a text task if the model has no tokenizer.
     """
-    if model.task not in TEXT_TASKS | IMAGE_TASKS or rows.has(*(spec.name for spec in model.inputs)):
-        return array_samples(rows, model.inputs, model.labels)
+    if takes_arrays(rows, model):
+        samples = array_samples(rows, model.inputs, model.labels)
+        _check_length(samples, rows, model)
+        return samples
     if model.task in IMAGE_TASKS:
         if not rows.has("image"):
             raise DataError(
@@ -80,6 +83,24 @@ def samples_from_rows(rows: Rows, model: ModelInputs, *, seed: int = 0, max_leng
             )
         return image_samples(rows, model.assets, model.inputs, model.labels)
     return _text_samples(rows, model, seed, max_length)
+
+
+def takes_arrays(rows: Rows, model: ModelInputs) -> bool:
+    """Whether rows are taken as arrays, by the names of the model's inputs: neither tokenized nor seen as images."""
+    return model.task not in TEXT_TASKS | IMAGE_TASKS or rows.has(*(spec.name for spec in model.inputs))
+
+
+def _check_length(samples: Samples, rows: Rows, model: ModelInputs) -> None:
+    """Texts are cut by their tokenizer; token ids that come as arrays are not, and beyond the last position embedding
+    a model fails or reads what is not there."""
+    most = positions(model.assets)
+    if most is None or "input_ids" not in samples.inputs:
+        return
+    for index, ids in enumerate(samples.inputs["input_ids"]):
+        if ids.size > most:
+            raise DataError(
+                f"{rows.where(index)}: 'input_ids' has {ids.size} tokens, the model has only {most} positions: cut them"
+            )
 
 
 def _text_samples(rows: Rows, model: ModelInputs, seed: int, max_length: int | None) -> Samples:

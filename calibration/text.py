@@ -11,7 +11,7 @@ from calibration.inputs import InputSpec
 from calibration.labels import row_labels
 from calibration.rows import Rows
 from calibration.samples import Samples
-from calibration.tokenizer import TextTokenizer, token_inputs
+from calibration.tokenizer import TextTokenizer, cut_texts, token_inputs
 
 __all__ = ["classification_samples", "embedding_samples", "encoded_samples", "for_inputs"]
 
@@ -30,7 +30,7 @@ def encoded_samples(
 ) -> Samples:
     """Encodings as samples: each input [tokens], padded with the tokenizer's padding."""
     inputs, padding = token_inputs(encodings, specs, tokenizer)
-    return Samples(inputs, padding, truth)
+    return Samples(inputs, padding, truth, cut_texts(encodings))
 
 
 def embedding_samples(rows: Rows, tokenizer: TextTokenizer, specs: Sequence[InputSpec]) -> Samples:

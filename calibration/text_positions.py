@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from calibration.labels import LabelIndex
 from calibration.rows import Rows
 from calibration.samples import Samples
 from calibration.text import encoded_samples
-from calibration.tokenizer import TextTokenizer, token_inputs
+from calibration.tokenizer import TextTokenizer, cut_texts, token_inputs
 
 __all__ = ["NOT_COUNTED", "answering_samples", "mask_samples", "token_samples"]
 
@@ -52,7 +53,7 @@ def token_samples(
     samples = encoded_samples(encodings, specs, tokenizer, None)
     width = samples.lengths().tolist() if samples.padding else [len(next(iter(samples.inputs.values()))[0])] * len(rows)
     full = [found + [NOT_COUNTED] * (size - len(found)) for found, size in zip(aligned, width, strict=True)]
-    return Samples(samples.inputs, samples.padding, {"kind": "labels", "labels": full})
+    return replace(samples, truth={"kind": "labels", "labels": full})
 
 
 def _first_of_word(word_ids: Sequence[int | None], classes: Sequence[int]) -> list[int]:
@@ -152,7 +153,7 @@ def mask_samples(rows: Rows, tokenizer: TextTokenizer, specs: Sequence[InputSpec
     inputs, padding = token_inputs(encodings, specs, tokenizer)
     for ids, position in zip(inputs.get("input_ids", []), positions, strict=True):
         ids[position] = mask_id
-    return Samples(inputs, padding, {"kind": "mask", "position": positions, "label": labels})
+    return Samples(inputs, padding, {"kind": "mask", "position": positions, "label": labels}, cut_texts(encodings))
 
 
 def _chosen(encoding: Any, generator: np.random.Generator, where: str) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from calibration.errors import DataError
 from calibration.inputs import InputSpec
 
-__all__ = ["TextTokenizer", "has_tokenizer", "load_tokenizer", "token_inputs"]
+__all__ = ["TextTokenizer", "cut_texts", "has_tokenizer", "load_tokenizer", "positions", "token_inputs"]
 
 _DEFAULT_MAX_LENGTH = 512
 _NO_LIMIT = 1_000_000  # the library writes 1e30 for "not known"
@@ -125,6 +125,23 @@ def load_tokenizer(directory: Path, max_length: int | None = None) -> TextTokeni
     )
 
 
+def positions(directory: Path) -> int | None:
+    """How many tokens a checkpoint has position embeddings for; None if its `config.json` does not say."""
+    return _positions(_json(directory / "config.json"))
+
+
+def _positions(config: Mapping[str, Any]) -> int | None:
+    found = config.get("max_position_embeddings")
+    if isinstance(found, int) and config.get("model_type") in _OFFSET_POSITIONS:
+        found -= config.get("pad_token_id", 1) + 1
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def cut_texts(encodings: Sequence[Any]) -> int:
+    """How many of the texts were longer than the tokenizer's `max_length`."""
+    return sum(bool(encoding.overflowing) for encoding in encodings)
+
+
 def _backend(directory: Path) -> Any:
     import tokenizers
 
@@ -161,16 +178,12 @@ def _max_length(
     config: Mapping[str, Any],
     wanted: int | None,
 ) -> int:
-    positions = config.get("max_position_embeddings")
-    if isinstance(positions, int) and config.get("model_type") in _OFFSET_POSITIONS:
-        positions -= config.get("pad_token_id", 1) + 1
-    if not isinstance(positions, int) or positions <= 0:
-        positions = None
+    most = _positions(config)
     if wanted is not None:
-        if positions is not None and wanted > positions:
-            raise DataError(f"max_length is {wanted}, but the model has only {positions} positions ({directory})")
+        if most is not None and wanted > most:
+            raise DataError(f"max_length is {wanted}, but the model has only {most} positions ({directory})")
         return wanted
-    said = [settings.get("model_max_length"), sentence.get("max_seq_length"), positions]
+    said = [settings.get("model_max_length"), sentence.get("max_seq_length"), most]
     limits = [int(limit) for limit in said if isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT]
     return min(limits, default=_DEFAULT_MAX_LENGTH)
 

@@ -40,6 +40,7 @@ DATA_TYPES: Mapping[DType, str] = {
 
 MODEL_FILES: Mapping[str, str] = {
     "onnxruntime": "model.onnx",
+    "openvino": "model.xml",
     "tensorrt": "model.plan",
     "python": "model.py",
     "pytorch": "model.pt",
@@ -47,13 +48,17 @@ MODEL_FILES: Mapping[str, str] = {
 }
 """The file that a backend loads from the version directory unless the configuration names another."""
 
+_REFUSED_TYPES: Mapping[str, frozenset[DType]] = {"openvino": frozenset({"bfloat16", "float64", "string"})}
+"""Data types that a backend does not take, of those that Triton has."""
+
 
 class ConfigOptions(BaseModel):
     """How Triton is to run a model.
 
-    `max_batch_size`: 0 = requests are never put together. A signature that has no batch axis gives 0 whatever is asked.
+    `max_batch_size`: 0 = requests are never put together. A signature that has no batch axis gives 0 whatever is asked,
+    and so does the backend `openvino`, which takes the batches that its clients put together (see `build`).
     `max_queue_delay_us`: how long (µs) a request may wait for others to share its batch.
-    `threads`: of ONNX Runtime within one operator; 0 = every core that the server has.
+    `threads`: of the runtime within one operator; 0 = every core that the server has.
     `typical_length`: what a dynamic axis measures in the warm-up, and `axis_lengths` the same by the axis' name.
     `labels`: a file of class names, one a line, for the outputs that hold one score a class.
     """
@@ -78,12 +83,22 @@ def build(name: str, signature: Signature, options: ConfigOptions | None = None)
     is left out of `dims`, as Triton wants it; a tensor that is one scalar an item becomes `dims: [1]`, reshaped to [].
     One instance on the CPU is explicit too: for ONNX Runtime an absent count means two.
 
+    Triton's OpenVINO backend (triton-inference-server/openvino_backend, `src/openvino.cc`, August 2026) cannot put
+    requests together as others do. Where `max_batch_size` is above 0 it fixes the graph's batch at that size
+    (`ov::set_batch`) and refuses an execution with fewer samples, or pads it (`ENABLE_BATCH_PADDING`), which makes one
+    sample cost as much as all of them and needs every other axis to be fixed. With 0 the axes of the graph stay open,
+    and a request may hold any number of samples: that is what is configured. Its parameters here ask for the shortest
+    answer, with one stream for each instance. None of them can ask for FP32: without `HINT_BF16` the backend leaves the
+    precision to OpenVINO, which computes in BF16 on processors that have it. `HINT_BF16` would have it emulated on
+    processors with AVX-512 and no BF16.
+
     Raises `RepositoryError` if the name or the signature cannot be served.
     """
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
     options = options or ConfigOptions()
-    batching = signature.batched and options.max_batch_size > 0
+    batching = signature.batched and options.max_batch_size > 0 and options.backend != "openvino"
+    _ensure_types(signature, options.backend)
     config = ModelConfig(
         name=check_name(name), backend=options.backend, max_batch_size=options.max_batch_size if batching else 0
     )
@@ -101,10 +116,24 @@ def build(name: str, signature: Signature, options: ConfigOptions | None = None)
         config.parameters["intra_op_thread_count"].string_value = str(options.threads)
         # Operators run one after another in ONNX Runtime's sequential mode; more threads between them would idle.
         config.parameters["inter_op_thread_count"].string_value = "1"
-    for batch_size in sorted({1, options.max_batch_size}) if batching else [1]:
+    elif options.backend == "openvino":
+        config.parameters["PERFORMANCE_HINT"].string_value = "LATENCY"
+        config.parameters["NUM_STREAMS"].string_value = str(options.instances)
+        config.parameters["INFERENCE_NUM_THREADS"].string_value = str(options.threads)
+    for batch_size in sorted({1, options.max_batch_size or 1}) if signature.batched else [1]:
         _warm_up(config, signature, batch_size, options)
     validate(config)
     return config
+
+
+def _ensure_types(signature: Signature, backend: str) -> None:
+    refused = _REFUSED_TYPES.get(backend, frozenset())
+    for tensor in (*signature.inputs, *signature.outputs):
+        if tensor.dtype in refused:
+            raise RepositoryError(
+                f"tensor {tensor.name!r} is {tensor.dtype}, which Triton's {backend} backend does not take; "
+                "serve the model with another one"
+            )
 
 
 def _describe(message: Any, tensor: TensorSpec, batching: bool) -> None:
@@ -130,16 +159,21 @@ _NOT_SCORES = (1, 13)  # TYPE_BOOL and TYPE_STRING
 
 def _warm_up(config: Any, signature: Signature, batch_size: int, options: ConfigOptions) -> None:
     warmup = config.model_warmup.add(name=f"batch of {batch_size}", batch_size=batch_size)
+    if not config.max_batch_size:
+        warmup.batch_size = 1  # one request, whose first axis holds the batch
     for tensor, described in zip(signature.inputs, config.input, strict=True):
-        sizes = tensor.shape[1:] if config.max_batch_size else tensor.shape
+        sizes = tensor.shape[1:] if signature.batched else tensor.shape
+        dims = [
+            options.axis_lengths.get(size, options.typical_length) if isinstance(size, str) else size for size in sizes
+        ]
         # Zeros are valid token ids and pixels; random bytes read as integers are not.
         given = warmup.inputs[tensor.name]
         given.data_type = described.data_type
         given.zero_data = True
-        given.dims.extend(
-            options.axis_lengths.get(size, options.typical_length) if isinstance(size, str) else size
-            for size in sizes or (1,)
-        )
+        if config.max_batch_size:
+            given.dims.extend(dims or [1])
+        else:
+            given.dims.extend([batch_size, *dims] if signature.batched else dims)
 
 
 def for_version(config: ModelConfig, version: int) -> ModelConfig:

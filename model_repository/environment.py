@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -23,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from model_repository.errors import ServerError
+from model_repository.packages import Packages, server_packages
 
 __all__ = ["TRITON_VERSION", "ServerEnvironment", "existing_environment", "server_environment"]
 
 TRITON_VERSION = "2.51.0"
-_PYTRITON = "nvidia-pytriton==0.7.0"
-_NUMPY = "numpy==1.26.4"
 _MINORS = (11, 12)
 """The Python 3 minors that both the stubs and NumPy 1.26's wheels serve, and that ONNX Runtime still ships for."""
 _LAYOUT = 1
@@ -68,14 +65,17 @@ class ServerEnvironment:
         kept["PATH"] = os.pathsep.join([str(self.python.parent), kept.get("PATH", os.defpath)])
         kept["LD_LIBRARY_PATH"] = os.pathsep.join(str(folder) for folder in self.libraries)
         kept["VIRTUAL_ENV"] = str(self.path)
+        # ONNX Runtime would report to its makers.
+        kept["ORT_DISABLE_TELEMETRY"] = "1"
         return kept
 
 
 def server_environment(cache: Path | None = None, progress: Callable[[str], None] | None = None) -> ServerEnvironment:
     """The environment under `cache` (by default the user's cache directory), installed first if it is not there.
 
-    Its name holds a digest of everything that is pinned, so another ONNX Runtime or Python gets one of its own.
-    Processes that want the same one wait for one of them; what was left half-made is thrown away.
+    It holds ONNX Runtime, and OpenVINO where that is installed here. Its name has a digest of everything that is
+    pinned, so another runtime or Python gets one of its own. Processes that want the same one wait for one of them;
+    what was left half-made is thrown away.
 
     Raises `ServerError` if this machine cannot have it: no package index, no `libpython`, an unsuited platform.
     """
@@ -100,7 +100,7 @@ class _Plan:
     environment: ServerEnvironment
     interpreter: str
     about: Mapping[str, Any]
-    pins: tuple[str, ...]
+    packages: Packages
 
 
 def _plan(cache: Path | None) -> _Plan:
@@ -111,10 +111,10 @@ def _plan(cache: Path | None) -> _Plan:
 
         cache = platformdirs.user_cache_path("optimize")
     interpreter, about = _interpreter()
-    pins = [_NUMPY, *_onnxruntime_pins()]
-    identity = json.dumps([_LAYOUT, _PYTRITON, pins, about["version"], about["prefix"], os.uname().machine])
+    packages = server_packages()
+    identity = json.dumps([_LAYOUT, packages.all, about["version"], about["prefix"], os.uname().machine])
     path = cache.resolve() / f"triton-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    return _Plan(_layout(path, int(about["minor"])), interpreter, about, tuple(pins))
+    return _Plan(_layout(path, int(about["minor"])), interpreter, about, packages)
 
 
 def _interpreter() -> tuple[str, dict[str, Any]]:
@@ -129,19 +129,6 @@ def _interpreter() -> tuple[str, dict[str, Any]]:
                     return name, about
     wanted = " or ".join(f"3.{minor}" for minor in _MINORS)
     raise ServerError(f"the Triton server needs Python {wanted}; install `python3.{_MINORS[-1]}` with its venv module")
-
-
-def _onnxruntime_pins() -> list[str]:
-    """ONNX Runtime and what it needs, at the versions of this process: the server must give the same answers."""
-    try:
-        pins = [f"onnxruntime=={importlib.metadata.version('onnxruntime')}"]
-    except importlib.metadata.PackageNotFoundError as error:
-        raise ServerError("onnxruntime is not installed: `pip install onnxruntime`") from error
-    for line in importlib.metadata.requires("onnxruntime") or []:
-        name = re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0]
-        if "extra" not in line and name.lower() != "numpy":
-            pins.append(f"{name}=={importlib.metadata.version(name)}")
-    return pins
 
 
 def _layout(path: Path, minor: int) -> ServerEnvironment:
@@ -160,7 +147,11 @@ def _layout(path: Path, minor: int) -> ServerEnvironment:
 
 
 def _backend_files() -> list[Path]:
-    return sorted(_BACKENDS.glob("*/model.py"))
+    return sorted([*_BACKENDS.glob("*/model.py"), *_shared_files()])
+
+
+def _shared_files() -> list[Path]:
+    return sorted(_BACKENDS.glob("*.py"))
 
 
 def _usable(environment: ServerEnvironment) -> bool:
@@ -187,7 +178,7 @@ def _locked(path: Path) -> Iterator[int]:
 
 
 def _create(plan: _Plan, lock: int, progress: Callable[[str], None]) -> None:
-    environment, pins = plan.environment, plan.pins
+    environment, packages = plan.environment, plan.packages
     marker = environment.path / _MARKER
     if not _usable(environment):
         # A virtual environment cannot be renamed into place, so it is the marker, written last, that makes it whole.
@@ -197,17 +188,18 @@ def _create(plan: _Plan, lock: int, progress: Callable[[str], None]) -> None:
             progress(f"creating the Triton server's environment in {environment.path} (once)")
             _run([plan.interpreter, "-m", "venv", str(environment.path)], lock, _VENV_REMEDY)
             pip = [str(environment.python), "-m", "pip", "--disable-pip-version-check", "install", "--no-input", "-q"]
-            progress(f"installing {_PYTRITON}")
-            _run([*pip, "--no-deps", _PYTRITON], lock, _PIP_REMEDY)
-            progress(f"installing {', '.join(pins)}")
-            _run([*pip, "--only-binary", ":all:", *pins], lock, _PIP_REMEDY)
-            _finish(environment, libpython, int(plan.about["minor"]))
+            pip += ["--only-binary", ":all:"]
+            progress(f"installing {', '.join(packages.bare)}")
+            _run([*pip, "--no-deps", *packages.bare], lock, _PIP_REMEDY)
+            progress(f"installing {', '.join(packages.whole)}")
+            _run([*pip, *packages.whole], lock, _PIP_REMEDY)
+            _finish(plan, libpython)
         except BaseException:
             shutil.rmtree(environment.path, ignore_errors=True)
             raise
         document = {
             "triton": environment.version,
-            "packages": [_PYTRITON, *pins],
+            "packages": packages.all,
             "python": plan.about["version"],
         }
         scratch = marker.with_suffix(".tmp")
@@ -267,8 +259,9 @@ def _version_of(interpreter: str, library: Path) -> str:
     return (said.stdout.split() or ["unknown"])[0]
 
 
-def _finish(environment: ServerEnvironment, libpython: Path, minor: int) -> None:
+def _finish(plan: _Plan, libpython: Path) -> None:
     """Put the stub and libpython where the server looks for them, and see that everything starts."""
+    environment, minor = plan.environment, plan.about["minor"]
     server = environment.tritonserver.parents[1]
     stub = "triton_python_backend_stub"
     shutil.copy2(server / "python_backend_stubs" / f"3.{minor}" / stub, server / "backends" / "python" / stub)
@@ -277,7 +270,7 @@ def _finish(environment: ServerEnvironment, libpython: Path, minor: int) -> None
     for command in (
         [str(environment.tritonserver), "--help"],
         [str(server / "backends" / "python" / stub)],
-        [str(environment.python), "-c", "import numpy, onnxruntime; print(numpy.__version__, onnxruntime.__version__)"],
+        [str(environment.python), "-c", f"import numpy, {', '.join(plan.packages.modules)}"],
     ):
         said = subprocess.run(command, capture_output=True, text=True, env=environment.variables(os.environ))
         if "error while loading shared libraries" in said.stderr or "GLIBC" in said.stderr or "Error" in said.stderr:
@@ -285,13 +278,14 @@ def _finish(environment: ServerEnvironment, libpython: Path, minor: int) -> None
 
 
 def _place_backends(environment: ServerEnvironment) -> None:
-    """Lay out `--backend-directory`: Triton's Python backend, and ours written for it."""
+    """Lay out `--backend-directory`: Triton's Python backend, and ours written for it, each with what they share."""
     scratch = environment.backends.with_suffix(".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
-    for file in _backend_files():
-        folder = scratch / file.parent.name
+    for model in _BACKENDS.glob("*/model.py"):
+        folder = scratch / model.parent.name
         folder.mkdir(parents=True)
-        shutil.copyfile(file, folder / file.name)
+        for file in (model, *_shared_files()):
+            shutil.copyfile(file, folder / file.name)
     (scratch / "python").symlink_to(environment.tritonserver.parents[1] / "backends" / "python")
     shutil.rmtree(environment.backends, ignore_errors=True)
     scratch.rename(environment.backends)

@@ -213,6 +213,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=self._environment.variables(os.environ),
+            cwd=self._environment.path,  # the stub looks for modules there first: none of the caller's may be found
             start_new_session=True,  # Ctrl-C in a terminal is for us; the server ends when we say so
         )
         assert self._process.stdout is not None

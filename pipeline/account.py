@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.outcome import Outcome
-from pipeline.recipe import Recipe
+from pipeline.recipe import DataRecipe, Recipe
 from pipeline.result import DataFigures, RunResult, StageFigures
 from pipeline.runner import Runner, StepRecord
 from pipeline.store import library_versions
@@ -17,14 +17,24 @@ from stages.host import Host
 
 __all__ = ["LIBRARIES", "account"]
 
-LIBRARIES = ("onnx", "onnxruntime", "onnxscript", "torch", "transformers", "tritonclient", "mlflow", "numpy")
+LIBRARIES = (
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "onnxscript",
+    "torch",
+    "transformers",
+    "tritonclient",
+    "mlflow",
+    "numpy",
+)
 """The libraries whose versions go into every record."""
 
 
 def account(recipe: Recipe, runner: Runner, outcome: Outcome, host: Host) -> RunResult:
     """The result of a run as far as it has come; how it ended is for the job to say."""
     source = runner.artifacts["source"]
-    prepared = runner.artifacts.get("prepare")
+    prepared, calibration = runner.artifacts.get("prepare"), runner.artifacts.get("prepare calibration")
     about: Mapping[str, Any] = prepared.metadata if prepared is not None else {}
     result = RunResult(
         status="failed",
@@ -40,7 +50,10 @@ def account(recipe: Recipe, runner: Runner, outcome: Outcome, host: Host) -> Run
         metric=next((row.metric.name for row in outcome.rows if row.metric), None),
         evidence=about.get("evidence", "nothing was evaluated"),
         samples=about.get("samples", 0),
-        data=[] if prepared is None else [_data(recipe, prepared)],
+        data=[
+            *_data("evaluation", recipe.evaluation, prepared),
+            *_data("calibration", recipe.calibration, calibration),
+        ],
         limits={name: limit for name, limit in recipe.gates.model_dump().items() if limit is not None},
         variants=outcome.rows,
         stages=[_stage_figures(record) for record in runner.records],
@@ -60,15 +73,21 @@ def _job_id(recipe: Recipe, runner: Runner, source: Artifact) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _data(recipe: Recipe, prepared: Artifact) -> DataFigures:
-    name = recipe.evaluation.path if recipe.evaluation else prepared.metadata["evidence"]
-    return DataFigures(
-        role="evaluation",
-        name=Path(name).name,
-        source=name,
-        digest=prepared.digest,
-        samples=prepared.metadata["samples"],
-    )
+def _data(
+    role: Literal["evaluation", "calibration"], data: DataRecipe | None, prepared: Artifact | None
+) -> list[DataFigures]:
+    if prepared is None:
+        return []
+    source = data.path if data else prepared.metadata["evidence"]
+    return [
+        DataFigures(
+            role=role,
+            name=Path(source).name,
+            source=source,
+            digest=prepared.digest,
+            samples=prepared.metadata["samples"],
+        )
+    ]
 
 
 def _circumstances(runner: Runner) -> dict[str, str | int]:

@@ -21,6 +21,8 @@ __all__ = [
     "number_text",
     "percent_text",
     "seconds_text",
+    "several_runtimes",
+    "slower_here",
     "spread_text",
     "times_text",
 ]
@@ -147,3 +149,15 @@ def headline_batch(result: RunResult) -> int:
 def chosen_name(result: RunResult) -> str | None:
     """The variant that was selected, published or about to be."""
     return result.release.variant if result.release is not None else result.chosen
+
+
+def several_runtimes(result: RunResult) -> bool:
+    """Whether the variants of this run have different runtimes."""
+    return len({variant.runtime for variant in result.variants}) > 1
+
+
+def slower_here(variant: VariantResult) -> bool:
+    """Whether a variant is known to be slower than the baseline at the first batch size."""
+    narrow = next((batch for batch in variant.batches if batch.latency_ms == variant.latency_ms), None)
+    speedup = narrow.speedup if narrow is not None else None
+    return speedup is not None and speedup.high is not None and speedup.high < 1

@@ -11,6 +11,8 @@ from typing import Any
 from model_repository import Published, Repository
 from model_repository.errors import RepositoryError, ServerError
 from pipeline.account import account
+from pipeline.fallback import Search, can_fall_back, fall_back, tell
+from pipeline.figures import seconds_text
 from pipeline.outcome import Outcome, judge_variants
 from pipeline.plan import Choice, Step, measuring_plan, release_plan, variants_of
 from pipeline.recipe import DataRecipe, Recipe
@@ -26,7 +28,7 @@ from stages.host import fingerprint_digest, host_fingerprint
 from stages.prepare import COLLECT, CollectOptions, locate_data
 from stages.select import select
 from stages.source import SOURCE, SourceOptions, locate, suggest_name
-from stages.variants import BASELINE
+from stages.variants import BASELINE, VariantConfig
 
 __all__ = ["default_store", "describe_plan", "run"]
 
@@ -60,16 +62,20 @@ def describe_plan(recipe: Recipe) -> str:
     """The steps that a run of this recipe would take, for people. Raises what `run` would for a model or data that
     are not there."""
     locate(recipe.model, task=recipe.task, allow_pickle=recipe.allow_pickle)
-    if recipe.evaluation is not None:
-        locate_data(recipe.evaluation.path)
+    for data in (recipe.evaluation, recipe.calibration):
+        if data is not None:
+            locate_data(data.path)
     rows = [("source", recipe.model)]
-    for step in measuring_plan(recipe, evaluation_data=recipe.evaluation is not None):
+    for step in measuring_plan(recipe):
         if isinstance(step, Choice):
             how = "the faster one, measured" if step.measured else "the fused one, if fusion changed anything"
             what = f"{step.unfused} | {step.fused}: {how}" if step.fused else step.unfused
             rows.append((step.name, what))
         else:
             rows.append((step.name, ", ".join(step.inputs.values())))
+    if recipe.fallback and any(can_fall_back(variant) for variant in variants_of(recipe)):
+        time_for = seconds_text(recipe.fallback_budget)
+        rows.append(("fall back", f"every quantised variant that fails on accuracy, in {time_for} at most"))
     rows.append(("select", f"every variant that passes its gates, by {recipe.objective}"))
     for step in release_plan(recipe, recipe.name or suggest_name(recipe.model), "the chosen variant", 1):
         rows.append((step.name, ", ".join(step.inputs.values())))
@@ -90,6 +96,7 @@ class _Job:
         self.recorder = Recorder(store.path / "records", recipe.tracking_uri) if record else None
         self.runner = Runner(store, screen, fingerprint_digest(self.host), recipe.step_timeout, self._first_work)
         self.outcome = Outcome([], [])
+        self.searches: list[Search] = []
         self.chosen: str | None = None
         self.warnings: list[str] = []
 
@@ -106,19 +113,17 @@ class _Job:
                 self.recorder.close()
 
     def _run(self) -> RunResult:
-        plan = measuring_plan(self.recipe, evaluation_data=self.recipe.evaluation is not None)
+        plan = measuring_plan(self.recipe)
         self.runner.expect(plan)
         self.runner.give("source", self._source())
-        if self.recipe.evaluation is not None:
-            self.runner.give("evaluation-data", self._data(self.recipe.evaluation))
-        if self.recipe.calibration is not None and not any(v.needs_data for v in variants_of(self.recipe)):
-            self.warnings.append("no variant of this run learns from calibration data; they were not read")
+        self._give_data()
         try:
             self.runner.run(plan)
         except _RUN_FAILS as error:
             self.outcome = judge_variants(self.recipe, self.runner)
             return self._failed(error)
         self.outcome = judge_variants(self.recipe, self.runner)
+        self._fall_back()
         winner = select(self.outcome.candidates, self.recipe.objective)
         if winner is None:
             return self._finish(self._result("none_passed", 3, "no variant passed its gates: nothing was published"))
@@ -128,6 +133,15 @@ class _Job:
             return self._publish(winner.name)
         except _RUN_FAILS as error:
             return self._failed(error)
+
+    def _fall_back(self) -> None:
+        self.searches = fall_back(self.recipe, self.runner, self.outcome)
+        if self.searches:
+            self.outcome = judge_variants(self.recipe, self.runner, self._found())
+            self.warnings += tell(self.searches, self.outcome.rows, self.recipe.objective)
+
+    def _found(self) -> list[VariantConfig]:
+        return [search.found for search in self.searches if search.found is not None]
 
     def _source(self) -> Artifact:
         recipe = self.recipe
@@ -139,17 +153,30 @@ class _Job:
             task=recipe.task,
             allow_pickle=recipe.allow_pickle,
             trust_remote_code=recipe.trust_remote_code,
-            tracking_uri=self.recorder.tracking_uri if self.recorder else recipe.tracking_uri,
+            tracking_uri=self._tracking_uri(),
         )
         self.runner.run([Step("source", SOURCE, options, {})])
         return self.runner.artifacts["source"]
 
-    def _data(self, data: DataRecipe) -> Artifact:
+    def _tracking_uri(self) -> str | None:
+        return self.recorder.tracking_uri if self.recorder else self.recipe.tracking_uri
+
+    def _give_data(self) -> None:
+        if self.recipe.evaluation is not None:
+            self.runner.give("evaluation-data", self._data("evaluation-data", self.recipe.evaluation))
+        if self.recipe.calibration is not None:
+            if any(variant.needs_data for variant in variants_of(self.recipe)):
+                self.runner.give("calibration-data", self._data("calibration-data", self.recipe.calibration))
+            else:
+                self.warnings.append("no variant of this run learns from calibration data; they were not read")
+
+    def _data(self, name: str, data: DataRecipe) -> Artifact:
         found = locate_data(data.path)
         if found is not None:
             return found
-        self.runner.run([Step("evaluation-data", COLLECT, CollectOptions(reference=data.path), {})])
-        return self.runner.artifacts["evaluation-data"]
+        options = CollectOptions(reference=data.path, tracking_uri=self._tracking_uri())
+        self.runner.run([Step(name, COLLECT, options, {})])
+        return self.runner.artifacts[name]
 
     def _typical_length(self) -> int:
         """Tokens of a typical sample, for warming up: the mean of the evaluation data."""
@@ -183,7 +210,8 @@ class _Job:
 
     def _provenance(self, result: RunResult, winner: str) -> dict[str, Any]:
         """What is kept beside a release: where it comes from, how it was made, and what was measured."""
-        variant = next(variant for variant in variants_of(self.recipe) if variant.name == winner)
+        variants = [*variants_of(self.recipe), *self._found()]
+        variant = next(variant for variant in variants if variant.name == winner)
         verification = self.runner.artifacts.get("verify")
         return {
             "source": {"reference": self.recipe.model, "digest": result.source_digest},
@@ -227,6 +255,7 @@ class _Job:
         result = account(self.recipe, self.runner, self.outcome, self.host)
         result.status, result.exit_code, result.message = status, exit_code, message
         result.model, result.chosen, result.started_at = self.name, self.chosen, self.started_at
+        result.fallbacks = [search.told for search in self.searches]
         result.warnings[:0] = self.warnings
         return result
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,10 @@ from stages.artifact import Artifact
 from stages.gate import Judgement, Limits, judge
 from stages.model import ASSETS, Model
 from stages.profile import faster
-from stages.select import Candidate
+from stages.select import Candidate, Objective
 from stages.variants import BASELINE, VariantConfig
 
-__all__ = ["Outcome", "judge_variants", "limits_of"]
+__all__ = ["Outcome", "accuracy_limits", "candidate_of", "deciding_batch", "judge_variants", "limits_of"]
 
 
 @dataclass(frozen=True)
@@ -31,38 +31,53 @@ class Outcome:
 def limits_of(recipe: Recipe, batch_size: int) -> Limits:
     """The recipe's gates in the form that the gate takes, those on speed for one batch size."""
     gates = recipe.gates
-    return Limits(
-        max_drop=gates.max_drop,
-        min_cosine=gates.min_cosine,
-        min_agreement=gates.min_agreement,
-        max_p95_ms=gates.max_p95,
-        max_p99_ms=gates.max_p99,
-        max_size_bytes=gates.max_size,
-        min_speedup=gates.min_speedup,
-        batch_size=batch_size,
-    )
+    figures = {
+        "max_p95_ms": gates.max_p95,
+        "max_p99_ms": gates.max_p99,
+        "max_size_bytes": gates.max_size,
+        "min_speedup": gates.min_speedup,
+        "batch_size": batch_size,
+    }
+    return Limits.model_validate(accuracy_limits(recipe).model_dump() | figures)
 
 
-def judge_variants(recipe: Recipe, runner: Runner) -> Outcome:
-    """Judge every variant by what was stored of it. A variant that has no artifact or no evaluation gets no verdict
-    but the reason why."""
+def accuracy_limits(recipe: Recipe) -> Limits:
+    """The recipe's gates on accuracy alone."""
+    gates = recipe.gates
+    return Limits(max_drop=gates.max_drop, min_cosine=gates.min_cosine, min_agreement=gates.min_agreement)
+
+
+def judge_variants(recipe: Recipe, runner: Runner, more: Sequence[VariantConfig] = ()) -> Outcome:
+    """Judge every variant of the recipe, and those that came to them, by what was stored of it. A variant that has no
+    artifact or no evaluation gets no verdict but the reason why."""
     profile = runner.artifacts.get("profile")
     # A graph of a fixed batch size is measured at that one, whatever the recipe asks for.
     first: int = profile.metadata["batch_sizes"][0] if profile is not None else recipe.profile.batch_sizes[0]
     limits = limits_of(recipe, first)
-    rows = [_judged(runner, variant, limits, _measured(runner, variant.name)) for variant in variants_of(recipe)]
-    return Outcome(rows, [_candidate(row, first) for row in rows])
+    variants = [*variants_of(recipe), *more]
+    rows = [_judged(runner, variant, limits, _measured(runner, variant.name)) for variant in variants]
+    return Outcome(rows, [candidate_of(row, rows[0]) for row in rows])
+
+
+def deciding_batch(row: VariantResult, objective: Objective) -> BatchFigures | None:
+    """The batch size by which a variant is compared: that with the highest throughput, or the first one."""
+    if objective == "throughput":
+        return max(row.batches, key=lambda batch: batch.throughput_per_s, default=None)
+    return next((batch for batch in row.batches if batch.latency_ms == row.latency_ms), None)
 
 
 def _measured(runner: Runner, variant: str) -> Mapping[str, Any] | None:
     """The figures of the form that the variant took, its speed-up that over the baseline's chosen form."""
-    profile, chosen = runner.artifacts.get("profile"), runner.choices.get(variant)
+    chosen = runner.choices.get(variant)
+    profile = None if chosen is None else runner.artifacts.get(chosen.measurement)
     if profile is None or chosen is None:
         return None
     figures = dict(profile.metadata["variants"][chosen.form])
     baseline = runner.choices[BASELINE]
+    # A later measurement has the chosen forms only, under the variants' own names.
+    over = baseline.form if chosen.measurement == baseline.measurement else BASELINE
     if figures["error"] is None:
-        races = {size: faster(profile, chosen.form, baseline.form, int(size)) for size in figures["batches"]}
+        races = {size: faster(profile, chosen.form, over, int(size)) for size in figures["batches"]}
         figures["speedups"] = {
             size: {"value": race.ratio, "low": race.low, "high": race.high} for size, race in races.items()
         }
@@ -77,12 +92,14 @@ def _judged(
         baseline=variant.name == BASELINE,
         runtime=variant.runtime,
         precision=variant.precision,
+        parameters=_parameters(variant),
+        calibrated=variant.needs_data,
         verdict="not_run",
     )
     artifact = runner.artifacts.get(variant.name)
     if artifact is not None:
-        row.form = runner.choices[variant.name].form
-        race = runner.choices[variant.name].race
+        chosen = runner.choices[variant.name]
+        row.form, row.measurement, race = chosen.form, chosen.measurement, chosen.race
         row.fused_speedup = None if race is None else race.ratio
         row.fused = Model.of(artifact).fused
         row.digest = artifact.digest
@@ -91,7 +108,7 @@ def _judged(
         )
     if measured is not None:
         _figures(row, measured, limits.batch_size)
-    for step in (variant.name, f"check {variant.name}"):
+    for step in (variant.name, f"check {variant.name}", row.measurement):
         if step in runner.failures:
             row.verdict, row.reason = "error", runner.failures[step].reason
             return row
@@ -102,6 +119,12 @@ def _judged(
     baseline = None if row.baseline else runner.artifacts[f"check {BASELINE}"]
     _judge(row, evaluation, baseline, limits, measured)
     return row
+
+
+def _parameters(variant: VariantConfig) -> dict[str, Any]:
+    """Its own parameters, as far as they are single values."""
+    fields = variant.model_dump(mode="json", exclude={"type", "runtime", "name", "exclude"})
+    return {name: value for name, value in fields.items() if isinstance(value, (str, int, float, bool))}
 
 
 def _judge(
@@ -132,15 +155,24 @@ def _figures(row: VariantResult, measured: Mapping[str, Any], first: int) -> Non
             row.speedup = batch.speedup.value
 
 
-def _candidate(row: VariantResult, first: int) -> Candidate:
-    widest = max(row.batches, key=lambda batch: batch.throughput_per_s, default=None)
-    narrow = next((batch for batch in row.batches if batch.batch_size == first), None)
+def candidate_of(row: VariantResult, baseline: VariantResult) -> Candidate:
+    narrow, widest = deciding_batch(row, "latency"), deciding_batch(row, "throughput")
+    p50 = narrow.latency_ms.p50 if narrow else None
+    throughput = widest.throughput_per_s if widest else None
+    if row.measurement != baseline.measurement:
+        # Times of different minutes cannot be compared; how many times faster than the baseline can.
+        before = {batch.batch_size: batch for batch in baseline.batches}
+        p50 = throughput = None
+        if narrow and narrow.speedup and narrow.batch_size in before:
+            p50 = before[narrow.batch_size].latency_ms.p50 / narrow.speedup.value
+        if widest and widest.speedup and widest.batch_size in before:
+            throughput = before[widest.batch_size].throughput_per_s * widest.speedup.value
     return Candidate(
         name=row.name,
         passed=row.verdict == "pass",
         baseline=row.baseline,
-        p50_ms=row.latency_ms.p50 if row.latency_ms else None,
-        throughput_per_s=widest.throughput_per_s if widest else None,
+        p50_ms=p50,
+        throughput_per_s=throughput,
         size_bytes=row.size_bytes,
         faster=_above_one(narrow),
         higher=_above_one(widest),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pydantic import BaseModel
 
+from pipeline.candidates import candidates
 from pipeline.recipe import DataRecipe, Recipe
+from stages.calibrate import CALIBRATE, CalibrateOptions
 from stages.check import CHECK, CheckOptions
 from stages.convert import CONVERT, ConvertOptions
 from stages.fuse import FUSE, FuseOptions
+from stages.host import host_fingerprint
 from stages.package import PACKAGE, PackageOptions
 from stages.prepare import PREPARE, PrepareOptions
 from stages.profile import PROFILE, ProfileOptions
@@ -18,10 +22,18 @@ from stages.stage import Stage
 from stages.variants import BASELINE, QUANTISE, VariantConfig, parse_variant
 from stages.verify import VERIFY, VerifyOptions
 
-__all__ = ["Choice", "Step", "form_name", "measuring_plan", "release_plan", "stages_of", "variants_of"]
+__all__ = [
+    "Choice", "Step", "check_step", "form_name", "forms_of", "groundwork", "judging_plan", "measured_forms",
+    "measuring_plan", "prepare_step", "profile_step", "release_plan", "stages_of", "variants_of",
+]  # fmt: skip
 
 CALLS_FOR_P99 = 400
 """So many calls bound the 99th percentile from above with 95 % confidence (it takes 368)."""
+
+CALIBRATION_SAMPLES = 256
+"""So many are drawn from calibration data unless the recipe says how many."""
+
+_RUNTIME_LIBRARIES = {"onnxruntime": ("onnxruntime",), "openvino": ("onnxruntime", "openvino")}
 
 
 @dataclass(frozen=True)
@@ -57,36 +69,53 @@ class Choice:
 
 
 def variants_of(recipe: Recipe) -> list[VariantConfig]:
-    """The baseline and the recipe's variants, baseline first."""
-    others = [variant for variant in recipe.variants if variant.name != BASELINE]
+    """The baseline and the recipe's variants, baseline first; with `variants: auto` all that the search may try."""
+    if recipe.variants == "auto":
+        others = candidates(recipe.target, host_fingerprint()["instruction_sets"])
+    else:
+        others = [variant for variant in recipe.variants if variant.name != BASELINE]
     return [parse_variant(BASELINE), *others]
 
 
-def measuring_plan(recipe: Recipe, *, evaluation_data: bool) -> list[Step | Choice]:
-    """From the artifact `source` (and `evaluation-data`, if there is one) to a profile and checks of every variant.
+def measuring_plan(recipe: Recipe) -> list[Step | Choice]:
+    """From the artifact `source` (and the data that the recipe names, `evaluation-data` and `calibration-data`) to a
+    profile and checks of every variant."""
+    return groundwork(recipe) + judging_plan(recipe)
+
+
+def groundwork(recipe: Recipe) -> list[Step | Choice]:
+    """What all variants are made from and judged on."""
+    convert = ConvertOptions(allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
+    plan: list[Step | Choice] = [
+        Step("convert", CONVERT, convert, {"source": "source"}),
+        prepare_step("prepare", "evaluation", recipe.evaluation),
+    ]
+    if learning := [variant for variant in variants_of(recipe) if variant.needs_data]:
+        plan += _calibration(recipe, gram=any(variant.needs_gram for variant in learning))
+    if recipe.fuse != "never":
+        # Not being able to fuse costs speed, not the run: the unfused graphs remain.
+        plan.append(Step("fuse", FUSE, FuseOptions(), {"model": "convert"}, fails=False, unlike="convert"))
+    return plan
+
+
+def judging_plan(recipe: Recipe) -> list[Step | Choice]:
+    """From the groundwork to a profile and checks of every variant.
 
     All forms of all variants are measured together, once; which graph a variant takes is read from that.
     """
     variants = variants_of(recipe)
-    convert = ConvertOptions(allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
-    plan: list[Step | Choice] = [
-        Step("convert", CONVERT, convert, {"source": "source"}),
-        _prepare(recipe.evaluation, evaluation_data),
-    ]
-    if recipe.fuse != "never":
-        # Not being able to fuse costs speed, not the run: the unfused graphs remain.
-        plan.append(Step("fuse", FUSE, FuseOptions(), {"model": "convert"}, fails=False, unlike="convert"))
+    plan: list[Step | Choice] = []
     choices = []
     for variant in variants:
-        made, choice = _forms(recipe, variant)
+        made, choice = forms_of(recipe, variant)
         plan += made
         choices.append(choice)
     if recipe.fuse == "measure":
-        forms = {name: step for choice in choices for name, step in _measured_forms(choice)}
-        plan += [_profile(recipe, forms), *choices]
+        forms = {name: step for choice in choices for name, step in measured_forms(choice)}
+        plan += [profile_step(recipe, forms), *choices]
     else:
-        plan += [*choices, _profile(recipe, {choice.name: choice.name for choice in choices})]
-    return plan + [_check(recipe, variant) for variant in variants]
+        plan += [*choices, profile_step(recipe, {choice.name: choice.name for choice in choices})]
+    return plan + [check_step(recipe, variant) for variant in variants]
 
 
 def form_name(variant: str, fused: bool) -> str:
@@ -94,30 +123,41 @@ def form_name(variant: str, fused: bool) -> str:
     return f"{variant}+fused" if fused else variant
 
 
-def _measured_forms(choice: Choice) -> list[tuple[str, str]]:
+def measured_forms(choice: Choice) -> list[tuple[str, str]]:
+    """What is measured of a variant: the name of each form, and the step that makes it."""
     forms = [(form_name(choice.name, fused=False), choice.unfused)]
     return forms if choice.fused is None else [*forms, (form_name(choice.name, fused=True), choice.fused)]
 
 
-def _prepare(data: DataRecipe | None, given: bool) -> Step:
-    inputs = {"model": "convert"}
-    if given:
-        inputs["data"] = "evaluation-data"
+def prepare_step(
+    name: str, role: Literal["evaluation", "calibration"], data: DataRecipe | None, most: int | None = None
+) -> Step:
+    """Samples of `data`, or of what takes their place where none are given; at most so many."""
     if data is None:
-        options = PrepareOptions(role="evaluation")
-    else:
-        options = PrepareOptions(
-            role="evaluation",
-            columns=data.columns,
-            samples=data.samples,
-            seed=data.seed,
-            max_length=data.max_length,
-            metric=data.metric,
-        )
-    return Step("prepare", PREPARE, options, inputs)
+        return Step(name, PREPARE, PrepareOptions(role=role, samples=most), {"model": "convert"})
+    samples = data.samples or (CALIBRATION_SAMPLES if role == "calibration" else None)
+    options = PrepareOptions(
+        role=role,
+        columns=data.columns,
+        samples=min(filter(None, (samples, most)), default=None),
+        seed=data.seed,
+        max_length=data.max_length,
+        metric=data.metric,
+    )
+    return Step(name, PREPARE, options, {"model": "convert", "data": f"{role}-data"})
 
 
-def _forms(recipe: Recipe, variant: VariantConfig) -> tuple[list[Step], Choice]:
+def _calibration(recipe: Recipe, *, gram: bool) -> list[Step | Choice]:
+    """What the activations are like, once for all variants that want to know it."""
+    options = CalibrateOptions(gram=gram, threads=recipe.profile.threads)
+    inputs = {"model": "convert", "data": "prepare calibration"}
+    return [
+        prepare_step("prepare calibration", "calibration", recipe.calibration),
+        Step("calibrate", CALIBRATE, options, inputs, fails=False),
+    ]
+
+
+def forms_of(recipe: Recipe, variant: VariantConfig) -> tuple[list[Step], Choice]:
     """The steps that make a variant from the unfused and from the fused graph, and the choice between the two."""
     measured = "profile" if recipe.fuse == "measure" else None
     fuse = recipe.fuse != "never"
@@ -125,18 +165,19 @@ def _forms(recipe: Recipe, variant: VariantConfig) -> tuple[list[Step], Choice]:
         return [], Choice(variant.name, "convert", "fuse" if fuse else None, measured)
 
     def step(name: str, model: str, unlike: str | None = None) -> Step:
-        return Step(
-            name, QUANTISE, variant, {"model": model}, fails=False, libraries=variant.libraries, unlike=unlike
-        )  # fmt: skip
+        inputs = {"model": model} | ({"statistics": "calibrate"} if variant.needs_data else {})
+        libraries = (*variant.libraries, *_RUNTIME_LIBRARIES[variant.runtime])
+        return Step(name, QUANTISE, variant, inputs, fails=False, libraries=libraries, unlike=unlike)
 
     unfused, fused = f"make {variant.name}", f"make {variant.name} fused"
-    if not fuse:
+    if not (fuse and variant.takes_fused_graph):
         return [step(unfused, "convert")], Choice(variant.name, unfused, None, measured)
     steps = [step(unfused, "convert"), step(fused, "fuse", unlike=unfused)]
     return steps, Choice(variant.name, unfused, fused, measured)
 
 
-def _profile(recipe: Recipe, forms: Mapping[str, str]) -> Step:
+def profile_step(recipe: Recipe, forms: Mapping[str, str]) -> Step:
+    """The measuring of all `forms`, each by its name and the step that makes it."""
     needs_p99 = recipe.gates.max_p99 is not None
     options = ProfileOptions(
         baseline=BASELINE,
@@ -146,20 +187,34 @@ def _profile(recipe: Recipe, forms: Mapping[str, str]) -> Step:
         **({"min_calls": CALLS_FOR_P99} if needs_p99 else {}),
     )
     optional = frozenset(forms.values()) - {forms[BASELINE]}
-    return Step("profile", PROFILE, options, {"data": "prepare", **forms}, optional=optional)
+    libraries = {library for variant in variants_of(recipe) for library in _RUNTIME_LIBRARIES[variant.runtime]}
+    inputs = {"data": "prepare", **forms}
+    return Step("profile", PROFILE, options, inputs, libraries=tuple(sorted(libraries)), optional=optional)
 
 
-def _check(recipe: Recipe, variant: VariantConfig) -> Step:
-    inputs = {"model": variant.name, "data": "prepare"}
+def check_step(
+    recipe: Recipe, variant: VariantConfig, word: str = "check", model: str | None = None, data: str = "prepare"
+) -> Step:
+    """The evaluation of a variant: in its chosen form and on all samples, unless `model` and `data` name others.
+
+    `word` tells the evaluations of one purpose, which are compared with each other, from those of another.
+    """
+    inputs = {"model": model or variant.name, "data": data}
     if variant.name != BASELINE:
-        inputs["reference"] = f"check {BASELINE}"
+        inputs["reference"] = f"{word} {BASELINE}"
     options = CheckOptions(
         metric=recipe.evaluation.metric if recipe.evaluation else None,
-        runtime=variant.runtime,
         threads=recipe.profile.threads,
     )
     # Without the baseline there is nothing to compare with: its failure is the run's.
-    return Step(f"check {variant.name}", CHECK, options, inputs, fails=variant.name == BASELINE)
+    return Step(
+        f"{word} {variant.name}",
+        CHECK,
+        options,
+        inputs,
+        fails=variant.name == BASELINE,
+        libraries=_RUNTIME_LIBRARIES[variant.runtime],
+    )
 
 
 def release_plan(recipe: Recipe, name: str, winner: str, typical_length: int) -> list[Step]:

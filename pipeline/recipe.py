@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from model_repository.layout import NAME
@@ -86,9 +86,16 @@ class Recipe(_Part):
     target: Literal["cpu"] = "cpu"
     evaluation: DataRecipe | None = None
     calibration: DataRecipe | None = None
-    variants: tuple[VariantConfig, ...] = Field(
-        default_factory=lambda: (parse_variant("fp16"), parse_variant("int8-dynamic")), validate_default=False
+    variants: tuple[SerializeAsAny[VariantConfig], ...] | Literal["auto"] = Field(
+        default_factory=lambda: (parse_variant("fp16"), parse_variant("int8-dynamic")),
+        validate_default=False,
+        description="what to make beside the baseline; auto: whatever the target, the data and the machine allow",
     )
+    search_budget: Seconds = Field(600.0, gt=0, description="with `variants: auto`, time for all trying and measuring")
+    fallback: bool = Field(
+        True, description="where a quantised variant fails its gate, return operators to higher precision"
+    )
+    fallback_budget: Seconds = Field(120.0, gt=0, description="time for finding those operators, a variant")
     fuse: Literal["measure", "always", "never"] = "measure"
     gates: GateRecipe = GateRecipe()
     objective: Literal["latency", "throughput", "size"] = "latency"
@@ -107,7 +114,11 @@ class Recipe(_Part):
         if isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
         if not isinstance(value, (list, tuple)):
-            raise ValueError("variants is a list")
+            raise ValueError("variants is a list, or auto")
+        if "auto" in value:
+            if len(value) > 1:
+                raise ValueError("auto stands alone: it tries every variant that makes sense here")
+            return "auto"
         variants = []
         for entry in value:
             if isinstance(entry, VariantConfig):

@@ -6,9 +6,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.searched import CandidateResult
+
 __all__ = [
-    "BatchFigures", "DataFigures", "Interval", "Latency", "MetricFigures", "MlflowLink", "Ratio", "Release",
-    "RunResult", "StageFigures", "Status", "VariantResult", "Verdict",
+    "BatchFigures", "DataFigures", "FallbackResult", "FallbackTrial", "GroupEffect", "Interval", "KeptGroup",
+    "Latency", "MetricFigures", "MlflowLink", "Ratio", "Release", "RunResult", "StageFigures", "Status",
+    "VariantResult", "Verdict",
 ]  # fmt: skip
 
 Status = Literal["published", "none_passed", "failed"]
@@ -72,6 +75,16 @@ class MetricFigures(_Document):
     drop_upper: float
 
 
+class KeptGroup(_Document):
+    """A group of operators that stayed in higher precision, though its variant could quantise it.
+
+    `operators` by the names of their outputs in the graph, as `exclude` names them.
+    """
+
+    name: str
+    operators: list[str]
+
+
 class VariantResult(_Document):
     """What is known of one variant. Figures are null where they were not measured."""
 
@@ -79,11 +92,18 @@ class VariantResult(_Document):
     baseline: bool = False
     runtime: str = "onnxruntime"
     precision: str
+    parameters: dict[str, str | int | float | bool] = {}
+    """How it was made: `method`, `block_size`, `observer`, …, those that its type has."""
+    calibrated: bool = False
+    """Whether it learnt from the calibration data."""
     fused: bool | None = None
     fused_speedup: float | None = None
     """How much faster the fused graph ran than the unfused one in this variant, whichever was taken; null: no race."""
     form: str | None = None
     """What the chosen form is called in the measurement: the variant's name, or that with `+fused`."""
+    measurement: str | None = None
+    """The step that its speed was measured in, beside the baseline. Times of two measurements cannot be compared,
+    speed-ups can."""
     verdict: Verdict
     reason: str | None = None
     samples_needed: int | None = None
@@ -97,7 +117,54 @@ class VariantResult(_Document):
     fidelity: dict[str, Interval] = {}
     """`cosine`, `agreement`, `relative_error`, each against the baseline's outputs."""
     metric: MetricFigures | None = None
+    kept: list[KeptGroup] = []
+    """What fallback returned to higher precision, the most sensitive group first."""
+    quantised_operators: int | None = None
+    """How many operators are quantised, of the `operators` that have constant weights; null where nobody looked."""
+    operators: int | None = None
     digest: str | None = None
+
+
+class GroupEffect(_Document):
+    """What quantising one group of operators alone does to the model's outputs.
+
+    `operators` by the names of their outputs. `effect`: noise power over signal power (0: none). `sqnr_db`: the same as
+    a signal-to-quantisation-noise ratio in decibels, within ±120. `cosine_error`: 1 - cosine, null for single numbers.
+    `kept`: whether it stays in higher precision in the variant that was found.
+    """
+
+    name: str
+    operators: list[str]
+    effect: float
+    sqnr_db: float
+    cosine_error: float | None = None
+    kept: bool = False
+
+
+class FallbackTrial(_Document):
+    """One evaluation of a search: the `groups` most sensitive groups, `operators` operators, in higher precision."""
+
+    groups: int
+    operators: int
+    verdict: Verdict
+    reason: str | None = None
+
+
+class FallbackResult(_Document):
+    """The search for the fewest groups of operators to return to higher precision in a variant that failed its gate.
+
+    `found` names the variant that came of it (`int8-static+fallback`, a row of its own in `variants`), null if none
+    did. `reason` says in words how it ended. `sensitivity` has every group that the variant quantises, the most
+    sensitive first; it is empty if they could not be ranked. `trials` in the order in which they were made.
+    """
+
+    variant: str
+    found: str | None = None
+    reason: str
+    trials: list[FallbackTrial] = []
+    sensitivity: list[GroupEffect] = []
+    samples: int = 0
+    """On so many the sensitivity was measured."""
 
 
 class StageFigures(_Document):
@@ -173,6 +240,13 @@ class RunResult(_Document):
     """The variant that was selected; known before it is published."""
     release: Release | None = None
     variants: list[VariantResult] = []
+    front: list[str] = []
+    """The Pareto front: the variants that passed and that no other one that passed beats in speed, size and nearness to
+    the baseline together, as far as their intervals tell."""
+    candidates: list[CandidateResult] = []
+    """With `variants: auto`, what the search thought of, and how far it went with each."""
+    fallbacks: list[FallbackResult] = []
+    """For every quantised variant that failed its accuracy gate, what was tried to bring it through."""
     stages: list[StageFigures] = []
     mlflow: MlflowLink | None = None
     report: str | None = None

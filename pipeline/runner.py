@@ -36,10 +36,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The form that a variant took, by its name in the measurement, and the race of fused over unfused, if any."""
+    """The form that a variant took, by its name in the `measurement` (a step) that its figures are from, and the race
+    of fused over unfused, if any. Only forms of one measurement can race each other."""
 
     form: str
     race: Race | None
+    measurement: str = "profile"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from pipeline.figures import (
@@ -17,6 +18,8 @@ from pipeline.figures import (
     number_text,
     percent_text,
     seconds_text,
+    several_runtimes,
+    slower_here,
     spread_text,
     times_text,
 )
@@ -36,6 +39,8 @@ _STYLES = {
     "error": "bold red",
     "not_run": "dim",
 }
+_FIGURES_WIDTH = 59
+"""What the columns beside the names take."""
 _FIDELITY_HEADINGS = {"relative_error": "rel. error"}
 
 
@@ -47,20 +52,21 @@ def print_result(result: RunResult, console: Console | None = None) -> None:
         console = Console(stderr=True, highlight=False)
     if result.variants:
         console.print()
-        console.print(_table(result))
+        console.print(_table(result, console.width))
     for line in _lines(result):
         console.print(line, soft_wrap=not console.is_terminal)
 
 
-def _table(result: RunResult) -> Table:
+def _table(result: RunResult, width: int) -> Table:
     from rich.box import Box
     from rich.table import Table
 
+    names = max(14, min(30, width - _FIGURES_WIDTH))
     # One rule under the heading and nothing else: the figures are the picture.
     rule = Box("    \n    \n ── \n    \n    \n    \n    \n    \n", ascii=False)
     table = Table(box=rule, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("", width=1)
-    table.add_column("variant\nverdict", min_width=14, max_width=22, overflow="fold")
+    table.add_column("variant\nverdict", min_width=14, max_width=names, overflow="fold")
     for percentile in ("p50", "p95", "p99"):
         table.add_column(f"{percentile}\nms", justify="right", no_wrap=True)
     table.add_column("per s\nspeed-up", justify="right", no_wrap=True)
@@ -68,7 +74,7 @@ def _table(result: RunResult) -> Table:
     table.add_column("size\nmemory", justify="right", no_wrap=True)
     for variant in in_order(result):
         chosen = variant.name == chosen_name(result)
-        table.add_row("▸" if chosen else "", *_row(result, variant, chosen))
+        table.add_row("▸" if chosen else "", *_row(result, variant, chosen, names))
     return table
 
 
@@ -80,15 +86,14 @@ def _accuracy_heading(result: RunResult) -> str:
     return f"{_FIDELITY_HEADINGS.get(name, name)}\n{'interval, drop' if has_drop else 'interval'}"
 
 
-def _row(result: RunResult, variant: VariantResult, chosen: bool) -> list[Text]:
+def _row(result: RunResult, variant: VariantResult, chosen: bool, width: int) -> list[Text]:
     from rich.text import Text
 
-    name = Text(variant.name, style="bold" if chosen else "")
+    name = Text(_broken(variant.name, width), style="bold" if chosen else "")
     if variant.baseline:
         name.append(" (baseline)", style="not bold dim")
     verdict = Text(VERDICT_WORDS[variant.verdict], style=_STYLES[variant.verdict])
-    if variant.fused is not None:
-        verdict.append(" · fused" if variant.fused else " · unfused", style="not bold dim")
+    verdict.append("".join(f" · {word}" for word in _circumstances(result, variant)), style="not bold dim")
     cells = [Text("\n").join([name, verdict])]
 
     def pair(upper: str | None, lower: str | None) -> None:
@@ -119,6 +124,24 @@ def _row(result: RunResult, variant: VariantResult, chosen: bool) -> list[Text]:
     return cells
 
 
+def _circumstances(result: RunResult, variant: VariantResult) -> list[str]:
+    """What ran it, where that is not the same for all, and which graph it was made from."""
+    words = [variant.runtime] if several_runtimes(result) else []
+    if variant.fused or (variant.fused is not None and not words):
+        words.append("fused" if variant.fused else "unfused")
+    return words
+
+
+def _broken(name: str, width: int) -> str:
+    """A name that is too long for its column, broken behind hyphens."""
+    lines = [""]
+    for part in re.findall(r"[^-+]*[-+]?", name):
+        if len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
 def _lines(result: RunResult) -> list[Text]:
     from rich.text import Text
 
@@ -135,12 +158,41 @@ def _lines(result: RunResult) -> list[Text]:
         lines.append(line)
     if reasons:
         lines.append(Text())
+    lines.extend(_slower(result))
+    lines.extend(_search(result))
     if result.release is not None:
         lines.append(_release_line(result))
     else:
         lines.append(Text(result.message, style="bold red"))
     lines.extend(_whereabouts(result))
     lines.extend(Text(f"warning: {warning}", style="yellow") for warning in result.warnings)
+    return lines
+
+
+def _slower(result: RunResult) -> list[Text]:
+    """What gains no speed here, whatever it is good for elsewhere."""
+    from rich.text import Text
+
+    slow = [variant for variant in in_order(result) if slower_here(variant)]
+    if not slow:
+        return []
+    told = ", ".join(f"{variant.name} {times_text(variant.speedup)}" for variant in slow if variant.speedup is not None)
+    return [Text(f"slower here than the baseline: {told}", style="yellow")]
+
+
+def _search(result: RunResult) -> list[Text]:
+    """Of how many candidates the variants are what was left, and which of them are worth having."""
+    from rich.text import Text
+
+    lines = []
+    if result.candidates:
+        late = [candidate.name for candidate in result.candidates if candidate.reached == "none"]
+        full = sum(candidate.reached == "full" for candidate in result.candidates)
+        words = f"searched  {len(result.candidates)} candidates, {full} measured in full"
+        words += f"; not tried, the time was up: {', '.join(late)}" if late else ""
+        lines.append(Text(words))
+    if len(result.front) > 1:
+        lines.append(Text(f"front     {', '.join(result.front)}"))
     return lines
 
 

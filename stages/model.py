@@ -30,8 +30,11 @@ ASSETS = "assets"
 
 
 class Model(BaseModel):
-    """The metadata of an artifact of kind `model`: an ONNX graph, its signature and what it is for.
+    """The metadata of an artifact of kind `model`: a graph, its signature and what it is for.
 
+    `file` is ONNX for `onnxruntime`, and OpenVINO's IR (`model.xml`, the weights in `model.bin` beside it) for
+    `openvino`. `precision` is that of the weights; `arithmetic` that in which the runtime computes what is not
+    quantised (OpenVINO's `INFERENCE_PRECISION_HINT`; where the processor has no BF16 it takes FP32).
     `operators` counts the graph's operators by type (`{"MatMulInteger": 36, …}`), functions not expanded.
     """
 
@@ -41,6 +44,8 @@ class Model(BaseModel):
     task: Task = "generic"
     signature: Signature
     precision: str = "fp32"
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    arithmetic: Literal["fp32", "bf16"] = "fp32"
     fused: bool = False
     opset: int
     labels: tuple[str, ...] = ()

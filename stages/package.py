@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from model_repository import RepositoryError
 from model_repository.config import MODEL_FILES, ConfigOptions, build, to_text
 from model_repository.layout import CONFIG, LABELS, NAME, PROVENANCE
-from model_repository.signature import Signature, TensorSpec
+from model_repository.signature import TensorSpec
 from stages.artifact import MANIFEST, Artifact, link
 from stages.errors import InputError, StageError
 from stages.model import ASSETS, Model
 from stages.progress import SILENT, Progress
-from stages.runtime.onnxruntime import signature_of
+from stages.runtime import onnxruntime, openvino
 from stages.stage import Stage
 
 __all__ = ["PACKAGE", "PackageOptions", "package"]
+
+_FOUND = {"onnxruntime": onnxruntime.signature_of, "openvino": openvino.signature_of}
+_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 class PackageOptions(BaseModel):
     """How the model is to be served.
 
-    `name`: under which clients ask for it. `max_batch_size`: 0 = no batching. `max_queue_delay_us`: how long (µs) a
-    request may wait for others. `threads`: within one operator; 0 = every core of the server. `typical_length`: of a
-    dynamic axis in the warm-up, and `axis_lengths` the same for axes by name.
+    `name`: under which clients ask for it. `max_batch_size`: how many samples Triton may put together; 0 = no batching.
+    OpenVINO's backend cannot do that (`model_repository.config.build`) and is only warmed up with a batch of this size.
+    `max_queue_delay_us`: how long (µs) a request may wait for others. `threads`: within one operator; 0 = every core of
+    the server. `typical_length`: of a dynamic axis in the warm-up, and `axis_lengths` the same for axes by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=f"^{NAME}$")]
-    backend: Literal["onnxruntime"] = "onnxruntime"
     max_batch_size: NonNegativeInt = 8
     max_queue_delay_us: NonNegativeInt = 100
     threads: NonNegativeInt = 0
@@ -43,25 +46,26 @@ class PackageOptions(BaseModel):
 def package(*, model: Artifact, options: PackageOptions, out: Path, progress: Progress = SILENT) -> Artifact:
     """Lay out a release of a model artifact in `out`: an artifact of kind `release`.
 
-    It holds `config.pbtxt` (without a version policy), the graph as `model.onnx`, its external data under the names
-    that the graph knows, `assets/`, and `labels.txt` where the classes have names. The metadata: `name`, `backend`,
-    `batched`, `max_batch_size` (0 where the graph has no batch axis, whatever was asked for), `threads`, `task`,
-    `precision`, `signature`, and the names `config`, `file`, `assets`, `labels` (the last two null where there are
-    none).
+    The model's runtime is Triton's backend. The release holds `config.pbtxt` (without a version policy), the graph as
+    `model.onnx` or `model.xml`, its weights under the names that the graph knows, `assets/`, and `labels.txt` where the
+    classes have names. The metadata: `name`, `backend`, `batched` (whether a request may hold any number of samples),
+    `max_batch_size` (0 where Triton puts none together, whatever was asked for), `threads`, `task`, `precision`,
+    `signature`, and the names `config`, `file`, `assets`, `labels` (the last two null where there are none).
 
-    Raises `InputError` if the artifact is no model, cannot be opened or cannot be served, `StageError` if ONNX Runtime
+    Raises `InputError` if the artifact is no model, cannot be opened or cannot be served, `StageError` if its runtime
     describes its inputs and outputs otherwise than the signature: Triton would refuse to load it.
     """
     described = Model.of(model)
     progress.update("comparing the signature with the graph")
-    _ensure_signature(described.path(model), described.signature)
+    _ensure_signature(described.path(model), described)
 
-    files = {name: name for name in model.files if name != described.file}
-    if taken := sorted({CONFIG, PROVENANCE, MANIFEST, LABELS, MODEL_FILES[options.backend]} & files.keys()):
+    file = MODEL_FILES[described.runtime]
+    files = [name for name in model.files if name != described.file]
+    if taken := sorted({CONFIG, PROVENANCE, MANIFEST, LABELS, file}.intersection(files)):
         raise InputError(f"{model.path} holds {taken[0]}, a name that a release needs for itself")
     for name in files:
         link(model.path / name, out / name)
-    link(described.path(model), out / MODEL_FILES[options.backend])
+    link(described.path(model), out / file)
     if described.labels:
         (out / LABELS).write_text(_lines(described.labels), encoding="utf-8")
 
@@ -70,6 +74,7 @@ def package(*, model: Artifact, options: PackageOptions, out: Path, progress: Pr
             options.name,
             described.signature,
             ConfigOptions(
+                backend=described.runtime,
                 **options.model_dump(exclude={"name"}),
                 labels=LABELS if described.labels else "",
                 label_count=len(described.labels),
@@ -81,7 +86,7 @@ def package(*, model: Artifact, options: PackageOptions, out: Path, progress: Pr
 
     metadata = {
         "name": options.name,
-        "backend": options.backend,
+        "backend": described.runtime,
         "batched": described.signature.batched,
         "max_batch_size": config.max_batch_size,
         "threads": options.threads,
@@ -89,30 +94,45 @@ def package(*, model: Artifact, options: PackageOptions, out: Path, progress: Pr
         "precision": described.precision,
         "signature": described.signature.model_dump(mode="json"),
         "config": CONFIG,
-        "file": MODEL_FILES[options.backend],
+        "file": file,
         "assets": ASSETS if any(Path(name).parts[0] == ASSETS for name in files) else None,
         "labels": LABELS if described.labels else None,
     }
     return Artifact.write(out, "release", metadata, {"model": model})
 
 
-def _ensure_signature(graph: Path, signature: Signature) -> None:
-    """Compare with what ONNX Runtime says of the graph after its own shape inference.
+def _ensure_signature(graph: Path, described: Model) -> None:
+    """Compare with what the model's runtime says of the graph after its own shape inference, as Triton's backend does.
 
-    Triton's backend compares each output axis with that, not with what is written in the file, and refuses one that is
-    fixed here and dynamic there or the other way round. Names of dynamic axes mean nothing to it.
+    Names of dynamic axes mean nothing to it. ONNX Runtime's compares each output axis and refuses one that is fixed
+    here and dynamic there or the other way round; OpenVINO's (`CompareDimsSupported`) takes any size for an axis that
+    it finds dynamic, and knows a tensor by one name only.
     """
-    found = signature_of(graph)
+    found = _FOUND[described.runtime](graph)
+    signature, runtime = described.signature, _NAMES[described.runtime]
     for kind, declared, reported in (
         ("input", signature.inputs, found.inputs),
         ("output", signature.outputs, found.outputs),
     ):
+        if described.runtime == "openvino":
+            reported = tuple(_as_declared(tensor, declared) for tensor in reported)
         ours, theirs = [_shown(tensor) for tensor in declared], [_shown(tensor) for tensor in reported]
         if ours != theirs:
             raise StageError(
-                f"{graph}: the signature has the {kind}s {', '.join(ours)}, but ONNX Runtime finds {', '.join(theirs)} "
-                "in the graph, and Triton would refuse to load it. Describe the model by what ONNX Runtime finds"
+                f"{graph}: the signature has the {kind}s {', '.join(ours)}, but {runtime} finds {', '.join(theirs)} "
+                f"in the graph, and Triton would refuse to load it. Describe the model by what {runtime} finds"
             )
+
+
+def _as_declared(reported: TensorSpec, declared: tuple[TensorSpec, ...]) -> TensorSpec:
+    """The tensor with the declared sizes for the axes that were found dynamic."""
+    named = next((tensor for tensor in declared if tensor.name == reported.name), reported)
+    if len(named.shape) != len(reported.shape):
+        return reported
+    shape = tuple(
+        wanted if isinstance(size, str) else size for size, wanted in zip(reported.shape, named.shape, strict=True)
+    )
+    return reported.model_copy(update={"shape": shape})
 
 
 def _shown(tensor: TensorSpec) -> str:

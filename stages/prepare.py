@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +12,24 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from calibration.dataset import data_files, dataset_type, read_rows
-from calibration.functions import keep_rows, read_function
+from calibration.functions import read_function
 from calibration.inputs import InputSpec
+from calibration.keep import keep_rows
 from calibration.samples import Samples
-from calibration.tasks import ModelInputs, builtin_samples, random_samples, reads_text, samples_from_rows
+from calibration.tasks import (
+    TEXT_TASKS,
+    ModelInputs,
+    builtin_samples,
+    random_samples,
+    reads_text,
+    samples_from_rows,
+    takes_arrays,
+)
 from stages.artifact import Artifact
 from stages.check.metrics import metric_for
+from stages.data_checks import few_samples, guessed_preprocessing, try_sample, with_choices
 from stages.errors import InputError, RequirementError
+from stages.mlflow_dataset import bring, is_mlflow_dataset
 from stages.model import ASSETS, Model
 from stages.progress import Progress
 from stages.stage import Stage
@@ -28,12 +40,14 @@ BUILTIN_SAMPLES, RANDOM_SAMPLES = 256, 64
 
 
 class CollectOptions(BaseModel):
-    """A function whose rows are to be kept: `reference` is `module:function`; `rows` bounds one that never ends."""
+    """What to bring: `reference` is `module:function`, of which `rows` bounds one that never ends, or a data set in
+    MLflow (see `stages.mlflow_dataset`) at `tracking_uri` (default: MLflow's own)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     reference: str
     rows: int | None = Field(None, ge=1)
+    tracking_uri: str | None = None
 
 
 class PrepareOptions(BaseModel):
@@ -57,10 +71,12 @@ class PrepareOptions(BaseModel):
 
 
 def locate_data(reference: str) -> Artifact | None:
-    """A data set where it lies, as an artifact of kind `data`; none for `module:function` (see `collect`).
+    """A data set where it lies, as an artifact of kind `data`; none for what must be brought (see `collect`).
 
     The digest is that of its files, wherever they are. Raises `DataError` if there is no such data set.
     """
+    if is_mlflow_dataset(reference):
+        return None
     kind = dataset_type(reference)
     if kind == "function":
         return None
@@ -72,12 +88,14 @@ def locate_data(reference: str) -> Artifact | None:
 
 
 def collect(options: CollectOptions, out: Path, progress: Progress) -> Artifact:
-    """Keep what a function yields as an artifact of kind `data`.
+    """Keep what a function yields, or a data set of MLflow's, as an artifact of kind `data`.
 
-    Raises `DataError` for a function that is not there or yields nothing, and for rows that cannot be kept (see
-    `calibration.functions.keep_rows`).
+    Raises `DataError` for a function that is not there, fails or yields nothing, and for rows that cannot be kept (see
+    `calibration.keep.keep_rows`); for MLflow what `stages.mlflow_dataset.bring` raises.
     """
     progress.update(f"collecting from {options.reference}")
+    if is_mlflow_dataset(options.reference):
+        return Artifact.write(out, "data", bring(options.reference, options.tracking_uri, out))
     kind, count = keep_rows(islice(read_function(options.reference), options.rows), out, options.reference)
     return Artifact.write(out, "data", {"type": kind, "name": options.reference, "rows": count})
 
@@ -89,7 +107,8 @@ def prepare(
 
     Its metadata say what it is: `evidence` in words, `evidence_kind` (`data`, `builtin`: text that Python brings
     along, `synthetic`: random inputs), the number of `samples`, the `truth`'s kind, the `columns` there were, the
-    `classes` by how often they occur, and the `tokens` of a text (longest and mean).
+    `classes` by how often they occur, the `tokens` of a text (longest and mean), how many texts were `cut` to what the
+    model reads, and `warnings`: what a person should know of these data before trusting what is learnt from them.
 
     Raises `DataError` for data that are broken or do not fit the model, `InputError` for a metric that does not fit
     the data, `RequirementError` for a missing library.
@@ -103,7 +122,7 @@ def prepare(
     )
     facts: dict[str, Any]
     if data is not None:
-        samples, facts = _from_data(data, inputs, options, progress)
+        samples, facts = _from_data(data, model, inputs, options, progress)
     else:
         samples, facts = _made_up(inputs, options, progress)
     if options.metric is not None:
@@ -111,6 +130,7 @@ def prepare(
     samples.save(out)
     progress.update(facts["evidence"])
     truth = samples.truth or {}
+    few = few_samples(samples) if options.role == "calibration" else []
     metadata = {
         "role": options.role,
         **facts,
@@ -118,6 +138,8 @@ def prepare(
         "truth": truth.get("kind"),
         "classes": _classes(truth, description.labels),
         "tokens": _tokens(samples),
+        "cut": samples.cut,
+        "warnings": [*facts.get("warnings", []), *few],
     }
     made_from = {"model": model} if data is None else {"model": model, "data": data}
     return Artifact.write(out, "dataset", metadata, made_from)
@@ -126,7 +148,7 @@ def prepare(
 COLLECT = Stage(name="collect", revision=1, function=collect, libraries=("numpy",), volatile=True)
 PREPARE = Stage(
     name="prepare",
-    revision=1,
+    revision=2,
     function=prepare,
     libraries=("numpy", "pillow", "tokenizers", "transformers"),
     preload=("numpy", "calibration"),
@@ -134,7 +156,7 @@ PREPARE = Stage(
 
 
 def _from_data(
-    data: Artifact, model: ModelInputs, options: PrepareOptions, progress: Progress
+    data: Artifact, model: Artifact, inputs: ModelInputs, options: PrepareOptions, progress: Progress
 ) -> tuple[Samples, dict[str, Any]]:
     if data.kind != "data":
         raise InputError(f"{data.path} is a {data.kind}, not data")
@@ -149,8 +171,14 @@ def _from_data(
         if error.name != "datasets":
             raise
         raise RequirementError(str(error)) from error
+    rows = replace(rows, source=name)  # what was brought lies in a file of ours, whose name says nothing to people
     progress.update(f"preparing {len(rows)} rows")
-    samples = samples_from_rows(rows, model, seed=options.seed, max_length=options.max_length)
+    arrays = takes_arrays(rows, inputs)
+    if arrays:
+        inputs = with_choices(inputs, model)
+    samples = samples_from_rows(rows, inputs, seed=options.seed, max_length=options.max_length)
+    if arrays or inputs.task not in TEXT_TASKS:
+        try_sample(model, samples, rows)
     what = "query-document pairs" if (samples.truth or {}).get("kind") == "retrieval" else "samples"
     drawn = f"{len(rows)} of {rows.total}" if len(rows) < rows.total else f"{len(rows)}"
     return samples, {
@@ -158,6 +186,7 @@ def _from_data(
         "evidence_kind": "data",
         "rows": rows.total,
         "columns": rows.names,
+        "warnings": [*data.metadata.get("warnings", []), *([] if arrays else guessed_preprocessing(inputs, samples))],
     }
 
 

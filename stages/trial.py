@@ -6,7 +6,7 @@ They say nothing of accuracy; `check` does, on the user's data.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,12 @@ from model_repository.signature import Signature, TensorSpec
 from stages.artifact import Artifact
 from stages.errors import StageError
 from stages.runtime import Arrays, RuntimeOptions, open_session
+from stages.runtime.batch import numpy_dtype
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Answer", "trial_answers", "trial_batches"]
-
-Runtime = Literal["onnxruntime", "pytorch", "triton"]
+__all__ = ["Answer", "rows_of_tables", "trial_answers", "trial_batches"]
 
 Answer = dict[str, NDArray[Any]] | StageError
 """What a graph answers to one batch: its outputs, or why it refused."""
@@ -40,7 +39,7 @@ def trial_batches(graph: ir.Model, signature: Signature) -> list[dict[str, NDArr
     """
     if any(spec.dtype == "string" for spec in signature.inputs):
         return []
-    rows = _rows_of_tables(graph)
+    rows = rows_of_tables(graph)
     generator = np.random.default_rng(0)
     return [
         {spec.name: _array(spec, batch, length, rows.get(spec.name, 2), generator) for spec in signature.inputs}
@@ -48,11 +47,9 @@ def trial_batches(graph: ir.Model, signature: Signature) -> list[dict[str, NDArr
     ]
 
 
-def trial_answers(
-    artifact: Artifact, batches: list[dict[str, NDArray[Any]]], runtime: Runtime = "onnxruntime"
-) -> list[Answer]:
+def trial_answers(artifact: Artifact, batches: list[dict[str, NDArray[Any]]]) -> list[Answer]:
     """What the model answers to each batch. Raises `InputError` if it cannot be opened at all."""
-    with open_session(artifact, RuntimeOptions(name=runtime, spinning=False)) as session:
+    with open_session(artifact, RuntimeOptions(spinning=False)) as session:
         return [_answer(session, batch) for batch in batches]
 
 
@@ -70,7 +67,7 @@ def _array(spec: TensorSpec, batch: int, length: int, rows: int, generator: np.r
         axis if isinstance(axis, int) else batch if position == 0 else _IMAGE_SIDE if image else length
         for position, axis in enumerate(spec.shape)
     )
-    dtype = _numpy_dtype(spec.dtype)
+    dtype = numpy_dtype(spec.dtype)
     if "mask" in spec.name.lower():
         return _mask(shape).astype(dtype)
     if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
@@ -86,16 +83,8 @@ def _mask(shape: tuple[int, ...]) -> NDArray[Any]:
     return mask
 
 
-def _numpy_dtype(name: str) -> Any:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
-
-
-def _rows_of_tables(graph: ir.Model) -> dict[str, int]:
-    """For each input that chooses rows by `Gather`, how many rows the smallest of its tables has."""
+def rows_of_tables(graph: ir.Model) -> dict[str, int]:
+    """For each input that chooses rows of tables, how many rows the smallest of its tables has."""
     rows: dict[str, int] = {}
     for value in graph.graph.inputs:
         for table in _tables(value):
@@ -108,7 +97,7 @@ def _tables(indices: ir.Value) -> list[int]:
     for node, position in indices.uses():
         if node.op_type in ("Cast", "Identity"):
             found += _tables(node.outputs[0])
-        elif node.op_type == "Gather" and position == 1 and node.inputs[0] is not None:
+        elif node.op_type in ("Gather", "GatherBlockQuantized") and position == 1 and node.inputs[0] is not None:
             table = node.inputs[0].const_value
             axis = node.attributes.get_int("axis", 0)
             if table is not None:

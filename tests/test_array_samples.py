@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration import DataError, InputSpec, ModelInputs, Rows, Samples, random_samples, synthetic_samples
+from calibration import DataError, InputSpec, ModelInputs, Rows, Samples, random_samples, read_rows, synthetic_samples
 from calibration import samples_from_rows as from_rows
 
 PIXELS = InputSpec("pixel_values", "float32", ("batch", 3, "height", "width"))
@@ -69,6 +69,7 @@ def test_a_value_takes_the_inputs_dtype_where_it_stays_the_same(
         ([1.0, 1e6], "float16", "holds float64 values that the model's float16 cannot"),
         ([1, 2**53 + 1], "float64", "cannot"),
         ([1.0, float("nan")], "float32", r"row 2: 'x' has NaN at \[1\]"),
+        ([float("-inf"), 1.0], "float32", r"row 2: 'x' has infinity at \[0\]"),
         ([1.0], "float32", r"row 2: 'x' has shape \[1\], the model takes \[2\] a sample \(axis 0 is 1, not 2\)"),
         ([[1.0, 2.0]], "float32", r"the model takes \[2\] a sample \(1 axes, not 2\)"),
         ([[1.0], [1.0, 2.0]], "float32", "is not an array of one shape"),
@@ -94,6 +95,19 @@ def test_every_input_is_needed_and_labels_are_the_truth(tmp_path: Path) -> None:
         from_rows(rows_of({"x": [1.0, 2.0]}), generic(tmp_path, *specs))
 
 
+def test_numbers_may_be_written_as_text(tmp_path: Path) -> None:
+    specs = (InputSpec("x", "float32", ("n", 2)), InputSpec("age", "int64", ("n",)))
+    (tmp_path / "d.csv").write_text('x,age,label\n"[0.5, 2]",41,1\n"[1, 3]",7,0\n')
+    samples = from_rows(read_rows(tmp_path / "d.csv"), generic(tmp_path, *specs))
+    assert {name: array.tolist() for name, array in samples.batch([0, 1]).items()} == {
+        "x": [[0.5, 2], [1, 3]],
+        "age": [41, 7],
+    }
+    (tmp_path / "d.csv").write_text('x,age\n"[0.5, 2]",41\n"[1, 3",7\n')
+    with pytest.raises(DataError, match=r"d.csv, row 2: 'x' should be numbers of dtype float32, it is \[1, 3$"):
+        from_rows(read_rows(tmp_path / "d.csv"), generic(tmp_path, *specs))
+
+
 def test_labels_of_positions_are_the_truth_of_sequences(tmp_path: Path) -> None:
     spec = InputSpec("x", "float32", ("n", "time"))
     rows = rows_of({"x": np.zeros(3), "labels": np.array([1, -100, 0])})
@@ -112,6 +126,28 @@ def test_ready_inputs_are_taken_whatever_the_task(tmp_path: Path) -> None:
     samples = from_rows(rows, ModelInputs("text-classification", specs, tmp_path, ("neg", "pos")))
     assert samples.inputs["input_ids"][0].tolist() == [1, 2]
     assert samples.truth == {"kind": "label", "label": [1]}
+
+
+def test_ids_lie_within_the_models_table(tmp_path: Path) -> None:
+    model = generic(tmp_path, InputSpec("ids", "int32", ("n", "time"), choices=5))
+    assert from_rows(rows_of({"ids": [0, 4]}), model).inputs["ids"][0].tolist() == [0, 4]
+    for wrong in (5, -1):
+        with pytest.raises(DataError, match=rf"row 2: 'ids' has {wrong} at \[1\]; the model's table .* 5 rows, 0 to 4"):
+            from_rows(rows_of({"ids": [0, 4]}, {"ids": [1, wrong]}), model)
+
+
+def test_ids_are_no_longer_than_the_models_positions(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "roberta", "max_position_embeddings": 8, "pad_token_id": 1}')
+    specs = (InputSpec("input_ids", "int64", ("b", "s")),)
+    model = ModelInputs("feature-extraction", specs, tmp_path)
+    assert len(from_rows(rows_of({"input_ids": [3] * 6}), model)) == 1
+    with pytest.raises(DataError, match=r"row 1: 'input_ids' has 7 tokens, the model has only 6 positions: cut them"):
+        from_rows(rows_of({"input_ids": [3] * 7}), model)
+
+
+def test_a_sample_with_nothing_in_it_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"row 1: 'x' has shape \[0\]: there is nothing in it"):
+        from_rows(rows_of({"x": []}), generic(tmp_path, InputSpec("x", "float32", ("n", "time"))))
 
 
 def test_an_input_without_a_batch_axis_is_named(tmp_path: Path) -> None:
@@ -143,6 +179,13 @@ def test_images_pass_through_the_checkpoints_preprocessing(tmp_path: Path, prepr
     assert [value.shape for value in samples.inputs["pixel_values"]] == [(3, 24, 24)] * 2
     assert {value.dtype for value in samples.inputs["pixel_values"]} == {np.dtype(np.float32)}
     assert samples.truth == {"kind": "label", "label": [1, 0]}
+
+
+def test_grey_images_pass_through_preprocessing_for_one_channel(tmp_path: Path) -> None:
+    spec = InputSpec("pixel_values", "float32", ("batch", 1, 24, 24))
+    model = images(tmp_path, spec, **VIT | {"image_mean": [0.5], "image_std": [0.25]})
+    array = from_rows(rows_of({"image": Image.new("RGB", (24, 24), (51, 51, 51))}), model).inputs["pixel_values"][0]
+    np.testing.assert_allclose(array, np.full((1, 24, 24), (0.2 - 0.5) / 0.25), rtol=1e-5)
 
 
 def test_preprocessing_resizes_rescales_and_normalises(tmp_path: Path) -> None:
@@ -201,11 +244,11 @@ def test_images_that_cannot_be_read_or_converted_are_named(tmp_path: Path) -> No
     Image.fromarray(np.full((4, 4), 40000, dtype=np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "float.tiff")
     cases = {
-        "cut.png": r"row 2 \(cut.png\): the image cannot be read",
-        "text.png": r"row 2 \(text.png\): the image cannot be read",
-        "lost.png": r"row 2 \(lost.png\): the image cannot be read",
-        "deep.png": r"row 2 \(deep.png\): an image of mode 'I;16' cannot be converted to RGB",
-        "float.tiff": r"row 2 \(float.tiff\): an image of mode 'F' cannot be converted",
+        "cut.png": r"row 2 \(/.*/cut.png\): the image cannot be read",
+        "text.png": r"row 2 \(/.*/text.png\): the image cannot be read",
+        "lost.png": r"row 2 \(/.*/lost.png\): the image cannot be read",
+        "deep.png": r"row 2 \(/.*/deep.png\): an image of mode 'I;16' cannot be converted to RGB",
+        "float.tiff": r"row 2 \(/.*/float.tiff\): an image of mode 'F' cannot be converted",
     }
     for name, message in cases.items():
         rows = rows_of({"image": tmp_path / "good.png"}, {"image": tmp_path / name})
@@ -215,17 +258,61 @@ def test_images_that_cannot_be_read_or_converted_are_named(tmp_path: Path) -> No
         from_rows(rows_of({"image": 3}), images(tmp_path))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
-def test_images_of_the_usual_modes_become_rgb(tmp_path: Path, mode: str) -> None:
-    image = noise().convert("RGBA").convert(mode) if mode == "LA" else noise().convert(mode)
-    samples = from_rows(rows_of({"image": image}), images(tmp_path))
-    assert samples.inputs["pixel_values"][0].shape == (3, 30, 40)
+@pytest.mark.parametrize("image", ["good.png", {"bytes": None, "path": "good.png"}])
+def test_an_image_that_is_no_part_of_the_data_is_refused(tmp_path: Path, image: Any) -> None:
+    with pytest.raises(DataError, match=r"row 1: 'image' names a file \(good.png\), which is no part of this data set"):
+        from_rows(rows_of({"image": image}), images(tmp_path))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"])
+def test_images_of_the_usual_modes_are_converted(tmp_path: Path, mode: str, channels: int) -> None:
+    image = noise().convert("P").convert("PA") if mode == "PA" else noise().convert("RGBA").convert("RGB").convert(mode)
+    spec = InputSpec("pixel_values", "float32", ("batch", channels, "height", "width"))
+    array = from_rows(rows_of({"image": image}), images(tmp_path, spec)).inputs["pixel_values"][0]
+    assert array.shape == (channels, 30, 40)
+    assert array.std() > 0.05
+
+
+def test_colours_become_grey_by_their_luma(tmp_path: Path) -> None:
+    spec = InputSpec("pixel_values", "uint8", ("batch", 1, 2, 2))
+    samples = from_rows(rows_of({"image": Image.new("RGB", (2, 2), (200, 100, 50))}), images(tmp_path, spec))
+    assert samples.inputs["pixel_values"][0][0, 0, 0] == round((299 * 200 + 587 * 100 + 114 * 50) / 1000)
+
+
+def palette_with_a_hole() -> Image.Image:
+    image = Image.new("P", (2, 2), 1)
+    image.putpixel((0, 0), 0)
+    image.info["transparency"] = 0
+    return image
+
+
+@pytest.mark.parametrize(
+    "image",
+    [Image.new("RGBA", (2, 2), (1, 2, 3, 254)), Image.new("LA", (2, 2), (9, 0)), palette_with_a_hole()],
+    ids=["RGBA", "LA", "P"],
+)
+def test_transparent_images_are_refused_where_a_background_would_be_made_up(tmp_path: Path, image: Image.Image) -> None:
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    image.save(folder / "a.png")
+    spec = InputSpec("pixel_values", "float32", ("batch", 4, 2, 2))
+    assert from_rows(read_rows(folder), images(tmp_path, spec)).inputs["pixel_values"][0].shape == (4, 2, 2)
+    with pytest.raises(DataError, match=rf"pets, row 1 \(.*a.png\): the image \(mode '{image.mode}'\) is transparent"):
+        from_rows(read_rows(folder), images(tmp_path))
 
 
 def test_a_result_that_does_not_fit_the_model_is_named(tmp_path: Path) -> None:
     spec = InputSpec("pixel_values", "float32", ("batch", 3, 32, 32))
-    with pytest.raises(DataError, match=r"has shape \[3, 24, 24\], the model takes \[3, 32, 32\]"):
-        from_rows(rows_of({"image": noise()}), images(tmp_path, spec, **VIT))
+    noise().save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"row 1 \(.*/a.png\): .* shape \[3, 24, 24\], the model takes \[3, 32, 32\]"):
+        from_rows(rows_of({"image": tmp_path / "a.png"}), images(tmp_path, spec, **VIT))
+
+
+def test_an_image_that_the_preprocessing_refuses_is_named(tmp_path: Path) -> None:
+    grey = InputSpec("pixel_values", "float32", ("batch", 1, 24, 24))
+    with pytest.raises(DataError, match=r"row 1: the checkpoint's preprocessing refuses the image: "):
+        from_rows(rows_of({"image": noise("L")}), images(tmp_path, grey, **VIT))
 
 
 @pytest.mark.parametrize("preprocessing", [{"image_processor_type": "NoSuchProcessor"}, {"image_mean": [0.5]}])

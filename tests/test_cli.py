@@ -9,7 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from workplace import Classifier, Workplace
+
+from pipeline import Recipe
+from pipeline.cli.run import run
+from stages.variants import VARIANTS
 
 HEAVY = ["torch", "transformers", "onnx", "onnxruntime", "onnxscript", "mlflow", "sklearn", "pandas", "tritonclient"]
 
@@ -56,6 +61,9 @@ def test_help_names_every_command_and_the_exit_codes(workplace: Workplace) -> No
         (["run", "absent.yaml"], "absent.yaml cannot be read"),
         (["run", "x.onnx", "--objective", "beauty"], "beauty"),
         (["run", "x.onnx", "--variants", "int8-dinamic"], "int8-dynamic"),
+        (["run", "x.onnx", "--variants", "fp32-opnvino"], "did you mean 'fp32-openvino'?"),
+        (["run", "x.onnx", "--variants", "auto", "--budget", "soon"], "search_budget"),
+        (["run", "x.onnx", "--budget", "soon"], "profile.budget"),
         (["run", "x.onnx", "--max-drop", "a bit"], "gates.max_drop"),
         (["run", "x.onnx", "--name", "../x"], "name"),
         (["run", "x.onnx", "--taks", "y"], "--task"),
@@ -151,6 +159,37 @@ def test_init_writes_a_recipe_that_runs(workplace: Workplace, classifier: Classi
     again = workplace.optimize("init", classifier.model)
     assert again.code == 2
     assert "is there already" in again.err
+
+
+def test_the_recipe_that_init_writes_names_every_variant(workplace: Workplace, classifier: Classifier) -> None:
+    assert workplace.optimize("init", classifier.model).code == 0
+    written = (workplace.path / "optimize.yaml").read_text()
+    assert re.search(r"^#   int8-static +.*\(onnxruntime or openvino; calibrated\)$", written, re.MULTILINE)
+    assert re.search(r"^#   bf16 +.*\(openvino\)$", written, re.MULTILINE)
+    assert all(f"#   {name} " in written for name in VARIANTS)
+    assert max(map(len, written.splitlines())) <= 120
+    for line in ("calibration:", "  path: calibration.jsonl", "search_budget: 10m"):
+        assert f"# {line}" in written
+        written = written.replace(f"# {line}", line)
+    (workplace.path / "optimize.yaml").write_text(written.replace("variants: [fp16, int8-dynamic]", "variants: auto"))
+    recipe = Recipe.read(workplace.path / "optimize.yaml")
+    assert (recipe.variants, recipe.search_budget, recipe.fallback) == ("auto", 600, True)
+    assert recipe.calibration is not None
+
+
+@pytest.mark.parametrize(
+    ("variants", "search", "profile"), [("auto", 300.0, 60.0), ("fp16", 600.0, 300.0), (None, 300.0, 60.0)]
+)
+def test_the_budget_is_for_the_search_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variants: str | None, search: float, profile: float
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("model: x.onnx\nvariants: auto\n")
+    seen: list[Recipe] = []
+    monkeypatch.setattr("pipeline.job.describe_plan", lambda recipe: seen.append(recipe) or "")
+    arguments = [str(tmp_path / "recipe.yaml"), "--budget", "5m", "--dry-run", "--no-fallback"]
+    ended = CliRunner().invoke(run, arguments + (["--variants", variants] if variants else []))
+    assert ended.exit_code == 0, ended.output
+    assert [(one.search_budget, one.profile.budget, one.fallback) for one in seen] == [(search, profile, False)]
 
 
 def test_inspect_tells_what_a_model_takes(workplace: Workplace, classifier: Classifier) -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import tracemalloc
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import pytest
 
 from calibration import DataError, dataset_type, read_rows
 from calibration.dataset import data_files
-from calibration.rows import sample
+from calibration.draw import draw
 
 REVIEWS = [
     {"text": "a fine film", "label": "positive"},
@@ -128,10 +129,12 @@ def test_a_folder_of_images_may_have_a_list_of_labels(tmp_path: Path) -> None:
     [
         ("../outside.png,cat", r"labels.csv, row 1: ../outside.png lies outside"),
         ("lost.png,cat", r"labels.csv, row 1: there is no file lost.png"),
+        ("in.png,cat\nnotes.txt,dog", r"labels.csv, row 2: notes.txt is no image by its name \(.bmp"),
     ],
 )
 def test_a_list_names_files_of_its_folder(tmp_path: Path, line: str, message: str) -> None:
     make_images(tmp_path, ["outside.png", "set/in.png"])
+    (tmp_path / "set" / "notes.txt").write_text("no image")
     (tmp_path / "set" / "labels.csv").write_text(f"image,label\n{line}\n")
     with pytest.raises(DataError, match=message):
         read_rows(tmp_path / "set")
@@ -160,8 +163,11 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "def wrong():\n    yield {'text': 'a'}\n    yield 'b'\n"
         "def number():\n    return 3\n"
         "def failing():\n    yield {'text': 'a'}\n    raise OSError('the disk is gone')\n"
+        "class Sets:\n    def first():\n        yield {'text': 'c'}\n"
+        "constant = 3\n"
     )
     (tmp_path / "needs_more.py").write_text("import surely_not_installed\n")
+    (tmp_path / "misspelt.py").write_text("def f(:\n")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     sys.modules.pop("my_rows", None)
@@ -170,6 +176,8 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_function_of_a_module_in_the_working_directory_gives_rows(functions: Path) -> None:
     assert read_rows("my_rows:texts").texts("text") == ["a", "b"]
     assert read_rows("my_rows:listed").source == "my_rows:listed"
+    assert read_rows("my_rows:Sets.first").texts("text") == ["c"]
+    assert read_rows("my_rows:texts", limit=1).total == 2
     assert str(functions) not in sys.path
 
 
@@ -178,20 +186,17 @@ def test_a_function_of_a_module_in_the_working_directory_gives_rows(functions: P
     [
         ("my_rows:wrong", "my_rows:wrong, row 2 is a str, not a dictionary"),
         ("my_rows:number", "gave a int; it should yield dictionaries"),
-        ("my_rows:absent", "has no function 'absent'"),
+        ("my_rows:absent", r"the module my_rows \(.*my_rows.py\) has no 'absent'"),
+        ("my_rows:constant", "my_rows:constant is no function but a int"),
         ("no_such_rows:f", "there is no module 'no_such_rows'"),
+        ("my_rows:failing", "my_rows:failing failed at row 2 with OSError: the disk is gone"),
+        ("needs_more:f", "needs_more cannot be imported: ModuleNotFoundError: .*surely_not_installed"),
+        ("misspelt:f", "misspelt cannot be imported: SyntaxError"),
     ],
 )
 def test_a_function_that_gives_no_rows_is_named(functions: Path, reference: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_rows(reference)
-
-
-def test_what_a_function_raises_is_not_hidden(functions: Path) -> None:
-    with pytest.raises(OSError, match="the disk is gone"):
-        read_rows("my_rows:failing")
-    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
-        read_rows("needs_more:f")
 
 
 def numbered(count: int) -> list[dict[str, Any]]:
@@ -208,7 +213,7 @@ def test_a_draw_keeps_the_share_of_every_class_and_the_order_of_the_rows(tmp_pat
     assert rows.total == 200
 
 
-def test_a_draw_holds_no_more_rows_of_a_class_than_it_may_give() -> None:
+def test_a_draw_holds_no_more_rows_than_it_gives() -> None:
     class Held(dict[str, Any]):
         """A row that can be watched."""
 
@@ -218,15 +223,46 @@ def test_a_draw_holds_no_more_rows_of_a_class_than_it_may_give() -> None:
     def rows() -> Iterator[tuple[int, Held]]:
         nonlocal most
         for number in range(500):
-            row = Held(label=number % 2, number=number)
+            row = Held(label=number % 50, number=number)
             alive.add(row)
             most = max(most, len(alive))
             yield number, row
 
     Held.__hash__ = object.__hash__  # type: ignore[assignment]
-    chosen, total = sample(rows(), 10, 0)
+    chosen, total = draw(rows, 10, 0)
     assert (len(chosen), total) == (10, 500)
-    assert most <= 2 * 10 + 2
+    assert most < 10 + 5
+
+
+def test_with_more_classes_than_rows_to_draw_every_seed_takes_others() -> None:
+    def drawn(seed: int) -> set[int]:
+        chosen, _ = draw(lambda: iter(enumerate({"label": number % 100} for number in range(1000))), 20, seed)
+        return {row["label"] for _, row in chosen}
+
+    assert [len(drawn(seed)) for seed in range(3)] == [20, 20, 20]
+    assert drawn(0) == drawn(0)
+    assert len(drawn(0) | drawn(1) | drawn(2)) > 40
+
+
+def test_a_class_is_the_same_as_a_number_in_any_form() -> None:
+    labels = [1, 1.0, np.int64(1), np.float32(1)] * 10 + ["other"] * 40
+    chosen, _ = draw(lambda: iter(enumerate({"label": label} for label in labels)), 10, 0)
+    assert sum(row["label"] == "other" for _, row in chosen) == 5
+
+
+def test_drawing_from_an_archive_holds_no_more_than_what_is_drawn(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((400, 10_000)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x, labels=np.arange(400) % 10)
+    tracemalloc.start()
+    try:
+        rows = read_rows(tmp_path / "d.npz", limit=20, seed=1)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 3 * 20 * x[0].nbytes < x.nbytes / 5
+    assert Counter(int(label) for label in rows.column("label")) == dict.fromkeys(range(10), 2)
+    for number, row in zip(rows.numbers, rows, strict=True):
+        np.testing.assert_array_equal(row["x"], x[number - 1])
 
 
 def test_a_draw_is_the_same_for_the_same_seed_and_another_for_another(tmp_path: Path) -> None:
@@ -303,7 +339,18 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "json list": ("d.jsonl", b'{"text": "a"}\n["b"]\n', "line 2 holds a list; a row is a JSON object"),
     "json encoding": ("d.jsonl", '{"text": "ä"}'.encode("latin-1"), "line 1 is not UTF-8"),
     "csv fields": ("d.csv", b"text,label\na,1\nb,c,2\n", r"row 2 \(line 3\) has 3 fields; there are 2 columns"),
-    "csv quote": ("d.csv", b'text,label\n"a,1\n', "is not CSV: unexpected end of data"),
+    "csv quote": (
+        "d.csv",
+        b'text,label\na,0\n"b\nb",1\n"c,1\nd,0\n',
+        r"d.csv, row 3 \(it begins in line 5\) is not CSV: unexpected end of data. A double quote",
+    ),
+    "csv quote inside": (
+        "d.csv",
+        b'text,label\n"a "so" said",1\n',
+        r"row 1 \(it begins in line 2\) is not CSV: ',' exp",
+    ),
+    "csv semicolons": ("d.csv", b"text;label\na;1\n", "d.csv separates its columns by ';': save it with commas"),
+    "csv tabs": ("d.csv", b"text\tlabel\na\t1\n", r"d.csv separates its columns by '\\t'"),
     "csv encoding": ("d.csv", "text\nä\n".encode("latin-1"), r"d.csv is not UTF-8 \(byte 5\)"),
     "csv twice": ("d.csv", b"text,text\na,b\n", "names a column twice"),
     "parquet": ("d.parquet", b"PAR1 and nothing else", "d.parquet is not a readable Parquet file"),
@@ -313,6 +360,8 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "empty jsonl": ("d.jsonl", b"\n", "d.jsonl is empty"),
     "empty csv": ("d.csv", b"", "d.csv is empty"),
     "csv header only": ("d.csv", b"text,label\n", "d.csv is empty"),
+    "no bytes": ("d.jsonl", b"", "d.jsonl is empty"),
+    "parquet no bytes": ("d.parquet", b"", "d.parquet is not a readable Parquet file"),
 }
 
 
@@ -333,8 +382,70 @@ def test_a_bare_array_under_the_name_of_an_archive_is_named(tmp_path: Path) -> N
 
 def test_an_archive_is_never_unpickled(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.array([{"a": 1}, None], dtype=object))
-    with pytest.raises(DataError, match=r"d.npz holds Python objects, not plain arrays, and is not unpickled"):
+    with pytest.raises(DataError, match=r"d.npz: 'x' holds Python objects, not plain arrays, and is not unpickled"):
         read_rows(tmp_path / "d.npz")
+
+
+def test_arrays_are_read_in_any_order_of_their_axes_and_bytes(tmp_path: Path) -> None:
+    x = np.arange(24.0).reshape(4, 2, 3)
+    np.savez_compressed(tmp_path / "d.npz", c=x, f=np.asfortranarray(x), b=x.astype(">f4"), s=np.array([*"abcd"]))
+    rows = read_rows(tmp_path / "d.npz")
+    for name in "cfb":
+        np.testing.assert_array_equal(np.stack(rows.column(name)), x)
+    assert [str(text) for text in rows.column("s")] == [*"abcd"]
+
+
+def test_a_changed_byte_in_an_archive_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    np.savez(path, x=np.ones((4, 100), np.float32))
+    content = bytearray(path.read_bytes())
+    content[400] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"d.npz is not a readable .npz: Bad CRC-32"):
+        read_rows(path)
+
+
+def test_what_is_no_number_in_an_archive_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.array(["2026-01-01"], dtype="datetime64[D]"))
+    with pytest.raises(DataError, match=r"d.npz: 'x' is of dtype datetime64\[D\]; numbers and text can be read"):
+        read_rows(tmp_path / "d.npz")
+    np.savez(tmp_path / "l.npz", x=np.zeros((2, 3)), label=np.zeros(2), labels=np.zeros(2))
+    with pytest.raises(DataError, match="holds 'label' twice"):
+        read_rows(tmp_path / "l.npz")
+
+
+def test_tables_without_a_row_are_empty(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"d.parquet is empty: there is not one row in it"):
+        read_rows(tmp_path / "d.parquet")
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": []}).save_to_disk(tmp_path / "d")
+    with pytest.raises(DataError, match="there is not one row in it"):
+        read_rows(tmp_path / "d")
+
+
+def test_nested_columns_of_a_table_are_dictionaries_and_lists(tmp_path: Path) -> None:
+    squad = {"question": "Who?", "answers": {"text": ["Guido"], "answer_start": [0]}, "tokens": [["a"], ["b"]]}
+    rows = read_rows(write_parquet(tmp_path / "d.parquet", [squad]))
+    assert dict(rows.values[0]) == squad
+    assert rows.lists("tokens") == [[["a"], ["b"]]]
+    with pytest.raises(DataError, match=r"d.parquet, row 1: 'answers' should be text, it is {'text': .*\(dict\)"):
+        rows.texts("answers")
+    with pytest.raises(DataError, match=r"d.parquet, row 1: 'answers' should be a list, it is {'text'"):
+        rows.lists("answers")
+
+
+def test_images_of_a_saved_dataset_are_not_decoded_before_they_are_drawn(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    make_images(tmp_path / "files", ["a.png", "b.png"])
+    content = [(tmp_path / "files" / name).read_bytes() for name in ("a.png", "b.png")]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    files = [str(tmp_path / "files" / name) for name in ("a.png", "b.png")]
+    datasets.Dataset.from_dict({"image": files, "label": [0, 1]}, features=features).save_to_disk(tmp_path / "d")
+    assert [row["image"]["bytes"] for row in read_rows(tmp_path / "d")] == content
 
 
 def test_arrays_of_an_archive_agree_on_the_samples(tmp_path: Path) -> None:

@@ -103,6 +103,34 @@ def test_without_batching_the_shapes_are_whole(signature: Signature, asked: int,
     assert all(size > 0 for given in config.model_warmup[0].inputs.values() for size in given.dims)
 
 
+def test_openvino_is_configured_as_its_backend_can_take_it() -> None:
+    """It cannot put requests of different sizes together: the batch is an axis that the client fills."""
+    options = ConfigOptions(backend="openvino", max_batch_size=4, threads=2, instances=3, typical_length=24)
+    config = build("minilm", ENCODER, options)
+    assert (config.backend, config.max_batch_size) == ("openvino", 0)
+    assert config.WhichOneof("scheduling_choice") is None
+    assert [list(tensor.dims) for tensor in (*config.input, *config.output)] == [[-1, -1], [-1, -1], [-1, 384]]
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    assert parameters == {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "3", "INFERENCE_NUM_THREADS": "2"}
+    warm_ups = [(warmup.batch_size, list(warmup.inputs["input_ids"].dims)) for warmup in config.model_warmup]
+    assert warm_ups == [(1, [1, 24]), (1, [4, 24])]
+    fixed = build("m", FIXED, options)
+    assert [list(warmup.inputs["x"].dims) for warmup in fixed.model_warmup] == [[1, 4]]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64", "string"])
+def test_a_dtype_that_openvinos_backend_does_not_take_is_refused(dtype: DType) -> None:
+    tensor = TensorSpec(name="x", dtype=dtype, shape=("batch", 2))
+    with pytest.raises(RepositoryError, match=f"'x' is {dtype}, which Triton's openvino backend does not take"):
+        build("m", Signature(inputs=(tensor,), outputs=ENCODER.outputs), ConfigOptions(backend="openvino"))
+    build("m", Signature(inputs=(tensor,), outputs=ENCODER.outputs))
+
+
+def test_without_batching_the_warm_up_is_of_one_sample() -> None:
+    config = build("m", ENCODER, ConfigOptions(max_batch_size=0, typical_length=24))
+    assert [list(warmup.inputs["input_ids"].dims) for warmup in config.model_warmup] == [[1, 24]]
+
+
 def test_every_dtype_has_its_type_in_triton() -> None:
     assert set(DATA_TYPES) == set(get_args(DType))
     for dtype, name in DATA_TYPES.items():

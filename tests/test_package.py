@@ -14,6 +14,7 @@ from stages.errors import InputError, StageError
 from stages.model import Model
 from stages.package import PackageOptions, package
 from stages.runtime.onnxruntime import signature_of
+from stages.variants import parse_variant, quantise
 
 CLASSIFIER = """
     <ir_version: 8, opset_import: ["" : 17]>
@@ -129,6 +130,74 @@ def test_without_a_batch_axis_there_is_no_batching_and_it_is_said(tmp_path: Path
     assert list(read(out / "config.pbtxt").input[0].dims) == [1, 4]
 
 
+def in_openvino(model: Artifact, path: Path, **described: object) -> Artifact:
+    """The model as OpenVINO's IR; `described` changes what it says of itself."""
+    path.mkdir()
+    variant = quantise(model, parse_variant("fp32-openvino"), path)
+    return Artifact.write(path, "model", {**variant.metadata, **described})
+
+
+def test_a_release_for_openvino(tmp_path: Path, out: Path) -> None:
+    labels = ("cat", "dog", "eel")
+    model = in_openvino(make_model(tmp_path / "model", CLASSIFIER, labels=labels), tmp_path / "ir")
+    release = package(
+        model=model, options=PackageOptions(name="pets", max_batch_size=4, threads=2, typical_length=5), out=out
+    )
+    assert set(release.files) == {"assets/tokenizer.json", "config.pbtxt", "labels.txt", "model.bin", "model.xml"}
+    about = {name: release.metadata[name] for name in ("backend", "batched", "max_batch_size", "file", "threads")}
+    assert about == {"backend": "openvino", "batched": True, "max_batch_size": 0, "file": "model.xml", "threads": 2}
+    config = read(out / "config.pbtxt")
+    assert (config.backend, config.max_batch_size, config.HasField("dynamic_batching")) == ("openvino", 0, False)
+    assert [list(tensor.dims) for tensor in (*config.input, *config.output)] == [[-1, -1], [-1, 4], [-1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": ("batch", 4)}, r"scores float32\[\?, 4\], but OpenVINO finds scores float32\[\?, 3\]"),
+        ({"shape": ("batch", 3, 1)}, r"scores float32\[\?, 3, 1\], but OpenVINO"),
+        ({"shape": ("batch", "classes")}, r"scores float32\[\?, \?\], but OpenVINO finds scores float32\[\?, 3\]"),
+        ({"dtype": "float16"}, r"scores float16\[\?, 3\]"),
+        ({"name": "logits"}, r"outputs logits float32\[\?, 3\]"),
+    ],
+)
+def test_a_signature_that_is_not_that_of_openvinos_graph_is_refused(
+    tmp_path: Path, out: Path, change: dict[str, object], message: str
+) -> None:
+    right = make_model(tmp_path / "right", CLASSIFIER)
+    signature = Model.of(right).signature
+    output = TensorSpec.model_validate({**signature.outputs[0].model_dump(), **change})
+    told = Signature(inputs=signature.inputs, outputs=(output,)).model_dump(mode="json")
+    with pytest.raises(StageError, match=message):
+        package(
+            model=in_openvino(right, tmp_path / "wrong", signature=told), options=PackageOptions(name="pets"), out=out
+        )
+
+
+def test_an_axis_that_openvino_finds_dynamic_may_be_declared_fixed(tmp_path: Path, out: Path) -> None:
+    """Its shape inference may know less than ONNX Runtime's, and Triton's backend takes any size there."""
+    right = make_model(tmp_path / "right", CLASSIFIER)
+    signature = Model.of(right).signature
+    ids = TensorSpec(name="input_ids", dtype="int64", shape=("batch", 7))
+    told = Signature(inputs=(ids, *signature.inputs[1:]), outputs=signature.outputs).model_dump(mode="json")
+    model = in_openvino(right, tmp_path / "told", signature=told)
+    package(model=model, options=PackageOptions(name="pets"), out=out)
+    assert list(read(out / "config.pbtxt").input[0].dims) == [-1, 7]
+
+
+def test_what_tritons_openvino_backend_does_not_take_is_refused(tmp_path: Path, out: Path) -> None:
+    doubles = FIXED.replace("float[", "double[")
+    model = in_openvino(make_model(tmp_path / "model", doubles), tmp_path / "ir")
+    with pytest.raises(InputError, match="'x' is float64, which Triton's openvino backend does not take"):
+        package(model=model, options=PackageOptions(name="pets"), out=out)
+    torn = in_openvino(make_model(tmp_path / "other", FIXED), tmp_path / "torn")
+    (torn.path / "model.bin").unlink()
+    (torn.path / "model.xml").unlink()
+    (torn.path / "model.xml").write_text("<net/>")
+    with pytest.raises(InputError, match=r"OpenVINO cannot load .*model\.xml"):
+        package(model=torn, options=PackageOptions(name="pets"), out=out)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -174,7 +243,15 @@ def test_what_cannot_be_a_release_is_refused(tmp_path: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"name": "a/b"}, {"name": ".a"}, {"name": "a\n"}, {"name": "a", "max_batch": 3}]
+    "options",
+    [
+        {},
+        {"name": "a/b"},
+        {"name": ".a"},
+        {"name": "a\n"},
+        {"name": "a", "max_batch": 3},
+        {"name": "a", "backend": "x"},
+    ],
 )
 def test_options_are_checked(options: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -16,12 +16,15 @@ from onnx_artifacts import dataset, linear, model_artifact, rows, tokens
 
 from pipeline.result import BatchFigures
 from stages.artifact import Artifact
-from stages.errors import InputError
+from stages.errors import InputError, StageError
 from stages.host import fingerprint_digest, host_fingerprint, usable_cores, versions
 from stages.profile import ProfileOptions, faster, profile
 from stages.profile.latency import calls_to_bound, median_interval, order_interval, percentile_figures
+from stages.profile.processes import MeasuredProcesses
 from stages.profile.profile import _batches
 from stages.profile.race import race
+from stages.runtime import RuntimeOptions
+from stages.variants import parse_variant, quantise
 
 SHORT = {"batch_sizes": (1, 4), "budget_s": 0.4}
 
@@ -29,6 +32,11 @@ SHORT = {"batch_sizes": (1, 4), "budget_s": 0.4}
 @pytest.fixture
 def data(tmp_path: Path) -> Artifact:
     return dataset(tmp_path / "data", rows(np.random.default_rng(0).normal(size=(20, 32))))
+
+
+def in_openvino(model: Artifact, path: Path) -> Artifact:
+    path.mkdir()
+    return quantise(model, parse_variant("fp32-openvino"), path)
 
 
 def hanging(path: Path) -> Artifact:
@@ -80,6 +88,7 @@ def test_every_variant_gets_its_figures(tmp_path: Path, data: Artifact) -> None:
     assert about["threads"] == usable_cores()
     assert about["host"] == host_fingerprint()
     assert about["libraries"] == versions(["onnxruntime", "numpy"])
+    assert {figures["runtime"] for figures in about["variants"].values()} == {"onnxruntime"}
     assert set(about["variants"]) == set(models)
     with np.load(out / "latencies.npz") as arrays:
         latencies = dict(arrays)
@@ -130,6 +139,47 @@ def test_the_budget_ends_what_will_not_settle_and_that_is_said(tmp_path: Path, d
     assert all(batch["settled"] for batch in about["variants"]["fp32"]["batches"].values())
 
 
+def test_variants_of_two_runtimes_are_measured_in_turns_in_processes_with_their_runtime_alone(
+    tmp_path: Path, data: Artifact
+) -> None:
+    fp32 = linear(tmp_path / "a", np.ones((32, 8)))
+    models = {"fp32": fp32, "openvino": in_openvino(fp32, tmp_path / "b")}
+    (tmp_path / "out").mkdir()
+    libraries: dict[str, set[str]] = {}
+
+    def look() -> None:
+        for child in psutil.Process().children(recursive=True):
+            if child.name() in models:
+                mapped = " ".join(region.path for region in child.memory_maps())
+                libraries[child.name()] = {name for name in ("onnxruntime", "openvino") if f"/{name}/" in mapped}
+
+    options = ProfileOptions(batch_sizes=(1,), budget_s=1.0, relative_interval=1e-9)
+    about = profile(data, options, tmp_path / "out", Reports(look), **models).metadata
+    assert libraries == {"fp32": {"onnxruntime"}, "openvino": {"openvino"}}
+    assert about["libraries"] == versions(["onnxruntime", "openvino", "numpy"])
+    variants = about["variants"]
+    assert {name: figures["runtime"] for name, figures in variants.items()} == {
+        "fp32": "onnxruntime", "openvino": "openvino",
+    }  # fmt: skip
+    assert [figures["error"] for figures in variants.values()] == [None, None]
+    assert variants["openvino"]["size_bytes"] == sum(
+        (models["openvino"].path / name).stat().st_size for name in ("model.xml", "model.bin")
+    )
+    assert variants["openvino"]["speedups"]["1"]["value"] > 0
+    assert all(10e6 < figures["peak_memory_bytes"] < 1e9 for figures in variants.values())
+    with np.load(tmp_path / "out" / "latencies.npz") as arrays:
+        assert len({tuple(row) for row in arrays["order/1"]}) == 2
+        assert len(arrays["fp32/1"]) == len(arrays["openvino/1"])
+
+
+def test_a_runtime_can_be_chosen_for_all(tmp_path: Path, data: Artifact) -> None:
+    models = {"fp32": linear(tmp_path / "a", np.ones((32, 8)))}
+    (tmp_path / "out").mkdir()
+    about = profile(data, ProfileOptions(**SHORT, runtime="openvino"), tmp_path / "out", **models).metadata
+    assert about["variants"]["fp32"]["runtime"] == "openvino"
+    assert about["libraries"] == versions(["openvino", "numpy"])
+
+
 @pytest.mark.parametrize(
     ("number", "said"),
     [(signal.SIGSEGV, "killed by SIGSEGV"), (signal.SIGKILL, "killed by SIGKILL (out of memory?)")],
@@ -154,17 +204,31 @@ def test_a_variant_that_is_killed_ends_alone(tmp_path: Path, data: Artifact, num
 def test_a_variant_that_hangs_or_cannot_be_opened_ends_alone(tmp_path: Path, data: Artifact) -> None:
     broken = linear(tmp_path / "broken", np.ones((32, 8)))
     (broken.path / "model.onnx").write_bytes(b"no graph")
-    models = {"fp32": linear(tmp_path / "a", np.ones((32, 8))), "hangs": hanging(tmp_path / "b"), "broken": broken}
+    fp32 = linear(tmp_path / "a", np.ones((32, 8)))
+    torn, whole = (in_openvino(fp32, tmp_path / name) for name in ("torn", "whole"))
+    (torn.path / "model.bin").unlink()  # not emptied: its bytes may be shared
+    (torn.path / "model.bin").touch()
+    models = {"fp32": fp32, "hangs": hanging(tmp_path / "b"), "broken": broken, "torn": torn, "whole": whole}
     (tmp_path / "out").mkdir()
     measured = profile(data, ProfileOptions(**SHORT, timeout_s=5), tmp_path / "out", **models)
     errors = {name: figures["error"] for name, figures in measured.metadata["variants"].items()}
-    assert errors["fp32"] is None
+    assert errors["fp32"] is None and errors["whole"] is None
     assert errors["hangs"] == "no answer within 5 s"
-    assert "cannot load" in errors["broken"]
+    assert "ONNX Runtime cannot load" in errors["broken"]
+    assert "OpenVINO cannot load" in errors["torn"]
+
+
+def test_a_measuring_process_that_does_not_begin_is_told(tmp_path: Path) -> None:
+    models = {"fp32": linear(tmp_path / "a", np.ones((32, 8))).path}
+    runtimes = {"fp32": RuntimeOptions(name="onnxruntime")}
+    with pytest.raises(StageError, match="the measuring process of onnxruntime ended with exit code 1 before it began"):
+        MeasuredProcesses(models, tmp_path / "no data", {1: [[0]]}, runtimes, timeout_s=10)
+    assert not [child for child in psutil.Process().children() if "stages.profile" in " ".join(child.cmdline())]
 
 
 def test_nothing_is_left_running(tmp_path: Path, data: Artifact) -> None:
     models = {name: linear(tmp_path / name, np.ones((32, 8))) for name in ("fp32", "other")}
+    models["openvino"] = in_openvino(models["fp32"], tmp_path / "ir")
     (tmp_path / "out").mkdir()
     before = psutil.Process().children(recursive=True)
     seen: list[psutil.Process] = []
@@ -175,25 +239,35 @@ def test_nothing_is_left_running(tmp_path: Path, data: Artifact) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         profile(data, ProfileOptions(**SHORT), tmp_path / "out", Reports(interrupt), **models)
-    assert len(seen) == 3
+    assert len(seen) == 5  # the three, and one for each runtime
     assert not [process for process in seen if process.is_running()]
 
 
 def test_a_variant_that_is_not_on_turn_stands_still(tmp_path: Path, data: Artifact) -> None:
-    models = {name: linear(tmp_path / name, np.ones((32, 8))) for name in ("fp32", "other")}
+    models = {"fp32": linear(tmp_path / "a", np.ones((32, 8)))}
+    models["openvino"] = in_openvino(models["fp32"], tmp_path / "b")
     (tmp_path / "out").mkdir()
-    states: list[str] = []
+    seen: dict[str, list[str]] = {}
+
+    def states(process: int) -> list[str]:
+        """Of all its threads."""
+        tasks = Path(f"/proc/{process}/task").iterdir()
+        return [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
 
     def look() -> None:
-        children = [child for child in psutil.Process().children(recursive=True) if child.name() in models]
-        for _ in range(200):  # a signal takes a moment to arrive
-            if all(child.status() == psutil.STATUS_STOPPED for child in children):
-                break
-            time.sleep(0.01)
-        states.extend(child.status() for child in children)
+        for child in psutil.Process().children(recursive=True):
+            if child.name() in models:
+                for _ in range(200):  # a signal takes a moment to arrive
+                    if set(states(child.pid)) == {"T"}:
+                        break
+                    time.sleep(0.01)
+                seen[child.name()] = states(child.pid)
 
     profile(data, ProfileOptions(**SHORT), tmp_path / "out", Reports(look), **models)
-    assert states == [psutil.STATUS_STOPPED] * 2
+    assert seen.keys() == models.keys()
+    for threads in seen.values():
+        assert len(threads) >= usable_cores()
+        assert set(threads) == {"T"}
 
 
 def test_a_race_is_decided_by_turns(tmp_path: Path, data: Artifact) -> None:

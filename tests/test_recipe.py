@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,27 @@ def test_yaml_command_line_and_python_say_the_same(tmp_path: Path) -> None:
     assert read == written
 
 
+def test_a_recipe_can_be_read_back_from_what_is_kept_of_it() -> None:
+    recipes = [
+        {"model": "m", "variants": "auto", "search_budget": "5m", "fallback": False, "fallback_budget": "30s"},
+        {
+            "model": "m",
+            "variants": [
+                "bf16-openvino",
+                {"type": "int8-static", "runtime": "openvino", "name": "int8-static+fallback", "exclude": ["h0", "h3"]},
+                {"type": "int8-dynamic", "per_channel": False},
+            ],
+        },
+    ]
+    for values in recipes:
+        recipe = Recipe.parse(values)
+        assert Recipe.parse(json.loads(recipe.model_dump_json())) == recipe
+        assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+        assert json.loads(recipe.model_dump_json()) == recipe.model_dump(mode="json", serialize_as_any=True)
+    assert recipe.variants[1].name == "int8-static+fallback"
+    assert recipe.variants[1].exclude == ("h0", "h3")
+
+
 def test_options_win_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("model: a/b\nevaluation: x.jsonl\ngates: {max_drop: 2%, min_cosine: 0.9}\n")
@@ -52,7 +74,12 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
         ({"model": "m", "gates": {"max_drop": "many"}}, "gates.max_drop: 'many' is not a number with a unit"),
         ({"model": "m", "gates": {"max_drop": "200%"}}, "gates.max_drop: Input should be less than or equal to 1"),
         ({"model": "m", "variants": ["int8-dynamc"]}, "int8-dynamic"),
+        ({"model": "m", "variants": ["int8-static-opnvino"]}, "did you mean 'int8-static-openvino'?"),
+        ({"model": "m", "variants": "int8-dynamic-openvino"}, "int8-dynamic cannot be made like this: runtime: Input"),
         ({"model": "m", "variants": ["fp16", "fp16"]}, "two variants named 'fp16'"),
+        ({"model": "m", "variants": ["fp16", "auto"]}, "variants: auto stands alone"),
+        ({"model": "m", "variants": 8}, "variants: variants is a list, or auto"),
+        ({"model": "m", "search_budget": 0}, "search_budget: Input should be greater than 0"),
         ({"model": "m", "objective": "beauty"}, "objective: Input should be 'latency', 'throughput' or 'size'"),
         ({"model": "m", "profile": {"batch_sizes": [0]}}, "batch sizes are 1 or more"),
         ({"model": "m", "task": "text-clasification"}, "task"),

@@ -22,13 +22,14 @@ from typing import Any
 import psutil
 import pytest
 from example_result import example_result
+from example_search import searched_result
 
 from pipeline.records import Recorder, sync
 from pipeline.records.address import page_of, public, resolve, sqlite_file
-from pipeline.records.names import METRICS, PARAMS, TAGS, metric_name
+from pipeline.records.names import METRICS, PARAMS, TAGS, is_param, metric_name
 from pipeline.records.record import make_record, result_digest
 from pipeline.records.spool import Spool, key_of
-from pipeline.result import MlflowLink, RunResult
+from pipeline.result import FallbackResult, MlflowLink, RunResult
 
 ROOT = Path(__file__).parent.parent
 VARIANTS = ["fp32", "fp16", "int8-dynamic", "int4-weight-only"]
@@ -68,6 +69,12 @@ def result_of(job_id: str, running: bool = False) -> RunResult:
     result.job_id = job_id
     if running:
         result.release, result.message, result.seconds = None, "", 0.0
+    return result
+
+
+def searched_of(job_id: str) -> RunResult:
+    result = searched_result()
+    result.job_id = job_id
     return result
 
 
@@ -181,11 +188,63 @@ def test_only_documented_names_are_used_and_all_of_them_are_documented(place: Pl
     for heading, names in (("Metrics", METRICS), ("Parameters", PARAMS), ("Tags", TAGS)):
         section = page.split(f"## {heading}\n")[1].split("\n## ")[0]
         assert dict(re.findall(r"^\| `([^`]+)` \| (.+) \|$", section, re.MULTILINE)) == names
-    patterns = [re.compile(re.sub(r"<\w+>", r"[\\w.-]+", name)) for name in METRICS]
-    for run in place.runs("whole"):
-        assert all(any(pattern.fullmatch(name) for pattern in patterns) for name in run.data.metrics)
-        assert set(run.data.params) <= set(PARAMS)
+    metrics, params = (
+        [re.compile(re.sub(r"<\w+>", r"[\\w.-]+", name)) for name in names] for names in (METRICS, PARAMS)
+    )
+    place.recorder.deliver(searched_of("documented"))
+    for run in place.runs("whole") + place.runs("documented"):
+        assert all(any(pattern.fullmatch(name) for pattern in metrics) for name in run.data.metrics)
+        assert all(any(pattern.fullmatch(name) for pattern in params) for name in run.data.params)
+        assert all(is_param(name) for name in run.data.params)
         assert {name for name in run.data.tags if name.startswith("optimize.")} <= set(TAGS)
+
+
+def test_how_a_variant_was_made_what_it_learnt_from_and_what_fell_back_is_with_its_run(
+    place: Place, recorded: MlflowLink
+) -> None:
+    result = searched_of("searched")
+    place.recorder.deliver(result, report=place.report)
+    job, variants = job_and_variants(place.runs("searched"))
+    params = variants["int8-static-openvino"].data.params
+    assert {name: value for name, value in params.items() if name.startswith("variant")} == {
+        "variant": "int8-static-openvino", "variant.observer": "min-max", "variant.smoothing": "auto",
+    }  # fmt: skip
+    assert params["runtime"] == "openvino"
+    assert params.items() <= job.data.params.items(), "the job shows the chosen variant's"
+
+    def contexts(run: Any) -> set[str]:
+        return {data.tags[0].value for data in run.inputs.dataset_inputs}
+
+    assert contexts(variants["int8-static-openvino"]) == {"calibration", "evaluation"}
+    assert contexts(variants["int8-dynamic"]) == {"evaluation"}
+    fronts = {name: run.data.tags["optimize.front"] for name, run in variants.items()}
+    assert {name for name, value in fronts.items() if value == "true"} == set(result.front)
+    client = place.client()
+    for name, run in variants.items():
+        files = {file.path for file in client.list_artifacts(run.info.run_id)}
+        told = {"fallback-int8-dynamic.json"} if name.startswith("int8-dynamic") else set()
+        assert files == told, name
+    assert "fallback-int8-dynamic.json" not in {file.path for file in client.list_artifacts(job.info.run_id)}
+    found = variants["int8-dynamic+fallback"]
+    assert (found.data.metrics["operators/quantised"], found.data.metrics["operators/all"]) == (34, 37)
+    folder = Path(found.info.artifact_uri.removeprefix("file://"))
+    kept = FallbackResult.model_validate_json((folder / "fallback-int8-dynamic.json").read_text())
+    assert [group.name for group in kept.sensitivity if group.kept] == [
+        group.name for row in result.variants for group in row.kept
+    ]
+
+
+def test_another_setting_of_a_variant_makes_a_new_run_in_place_of_the_old(place: Place, recorded: MlflowLink) -> None:
+    place.recorder.deliver(searched_of("setting"))
+    _, before = job_and_variants(place.runs("setting"))
+    other = searched_of("setting")
+    for variant in other.variants:
+        if variant.name == "int8-static":
+            variant.parameters = {"observer": "entropy"}
+    place.recorder.deliver(other)
+    _, after = job_and_variants(place.runs("setting"))
+    assert {name for name in after if after[name].info.run_id != before[name].info.run_id} == {"int8-static"}
+    assert "variant.smoothing" not in after["int8-static"].data.params
 
 
 def test_metric_names_are_such_as_mlflow_takes() -> None:

@@ -14,14 +14,18 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from example_result import example_latencies, example_result
+from example_search import searched_latencies, searched_result
 
+from pipeline.figures import interval_text
 from pipeline.report import report_page, write_report
 from pipeline.report.distributions import density
-from pipeline.report.plot import apart, linear_ticks, log_ticks
-from pipeline.report.scatter import accuracy_limit
+from pipeline.report.labels import HEIGHT, Anchor, Box, placed, text_width
+from pipeline.report.plot import linear_ticks, log_ticks
+from pipeline.report.tradeoff import accuracy_limit
 from stages.errors import InputError
 
 PAGE = report_page(example_result(), example_latencies())
+SEARCHED = report_page(searched_result(), searched_latencies())
 
 
 class Tags(HTMLParser):
@@ -143,6 +147,8 @@ def test_the_limit_is_that_of_the_gate() -> None:
 def test_all_that_is_drawn_lies_within_the_chart() -> None:
     drawn = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", PAGE)]
     assert len(drawn) == 8, "four charts, wide and narrow"
+    drawn += [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", SEARCHED)]
+    assert len(drawn) == 18, "and one for the sensitivity"
     for chart in drawn:
         width, height = float(chart.get("width", "")), float(chart.get("height", ""))
         for element in chart.iter():
@@ -151,6 +157,125 @@ def test_all_that_is_drawn_lies_within_the_chart() -> None:
                     assert 0 <= float(value) <= width
                 if name in ("y", "y1", "y2", "cy"):
                     assert 0 <= float(value) <= height
+
+
+def test_the_labels_of_twelve_variants_do_not_overlap() -> None:
+    for metric in (True, False):
+        for chart in charts(report_page(searched_result(metric)), "Latency against"):
+            boxes = []
+            for text in [*of_class(chart, "name"), *of_class(chart, "limit-label")]:
+                assert text.text is not None
+                x, y, long = float(text.get("x", "")), float(text.get("y", "")) - 4, text_width(text.text)
+                left = x - long if "end" in text.get("class", "").split() else x
+                assert left >= 0
+                assert left + long <= float(chart.get("width", ""))
+                boxes.append(Box(left, left + long, y - HEIGHT / 2, y + HEIGHT / 2))
+            assert len(boxes) == 13
+            # Coordinates are written with two decimals.
+            assert all(one.overlap(other) < 1 for one, other in itertools.combinations(boxes, 2))
+
+
+def test_a_label_stands_beside_its_disc_where_nothing_is_in_the_way() -> None:
+    room = Box(0, 400, 0, 300)
+    (free,) = placed([Anchor(100, 100, 8, "int8")], room)
+    assert (free.y, free.end) == (100, False)
+    (near_the_edge,) = placed([Anchor(390, 100, 8, "int8")], room)
+    assert (near_the_edge.y, near_the_edge.end) == (100, True)
+    (moved,) = placed([Anchor(5, 100, 3, "int8")], room, [Box(0, 400, 90, 110)])
+    assert abs(moved.y - 100) >= 10 + HEIGHT / 2
+    (too_long,) = placed([Anchor(200, 100, 8, 80 * "x")], room)
+    assert (too_long.x, too_long.end) == (0, False)
+
+
+def test_the_front_is_a_line_and_what_is_off_it_is_grey() -> None:
+    for chart in charts(SEARCHED, "Latency against"):
+        (line,) = of_class(chart, "front")
+        ends = re.findall(r"([\d.]+) ([\d.]+)", line.get("d", ""))
+        at = {title.text.split(":")[0]: disc for disc in of_class(chart, "disc") for title in disc if title.text}
+        for (x, y), name in zip(ends, ("int8-static-openvino", "bf16-openvino"), strict=True):
+            assert float(x) == pytest.approx(float(at[name].get("cx", "")), abs=0.1)
+            assert float(y) == pytest.approx(float(at[name].get("cy", "")), abs=0.1)
+        off = {text.text for text in of_class(chart, "off")}
+        assert {"fp16", "int8-dynamic (inconclusive)", "int4 (fail, 0.842 ↓)"} <= off
+        assert not off & {"int8-static", "bf16-openvino", "int8-static-openvino"}
+    assert not charts(PAGE, "Latency against")[0].findall(".//*[@class='front']")
+
+
+def test_dropped_candidates_are_faint_marks_and_have_their_reason() -> None:
+    for chart in charts(SEARCHED, "Latency against"):
+        (cross,) = of_class(chart, "faint")
+        told = cross.find("title")
+        assert told is not None
+        assert told.text == (
+            "int8-weight-only, dropped: slower and larger than int8-weight-only-openvino, and better in nothing"
+        )
+    section = SEARCHED.split("<h2>Search</h2>")[1].split("</section>")[0]
+    assert "14 candidates, 10 of them measured in full" in section
+    for words in (
+        "int4-128",
+        "at best 0.9533 with 95% confidence",
+        "not tried",
+        "the time was up",
+        interval_text(1.1, 1.3, 2),
+    ):
+        assert words in section, words
+    assert "<h2>Search</h2>" not in PAGE
+
+
+def test_the_sensitivity_of_each_group_is_a_bar_and_what_was_kept_is_marked() -> None:
+    for chart in charts(SEARCHED, "Sensitivity of int8-dynamic"):
+        bars = of_class(chart, "sensitivity")
+        lengths = [float(bar.get("width", "")) for bar in bars]
+        assert len(bars) == 13
+        assert lengths == sorted(lengths, reverse=True), "longer is worse"
+        assert lengths[0] / lengths[-1] == pytest.approx((70 - 21.4) / (70 - 61.3), rel=0.01), "from -70 dB on"
+        ends = [float(bar.get("x", "")) + length for bar, length in zip(bars, lengths, strict=True)]
+        assert max(ends) < float(chart.get("width", "")) - 40, "with room for the figures"
+        assert ["kept" in bar.get("class", "") for bar in bars] == [True] * 3 + [False] * 10
+    section = SEARCHED.split("<h2>What int8-dynamic loses where</h2>")[1].split("</section>")[0]
+    assert "3 of 13 groups (9 of 37 operators) in higher precision" in section
+    assert "6 (pass), 3 (pass), 1 (fail), 2 (inconclusive)" in section
+    assert "encoder.layer.5.MLP.0, encoder.layer.5.MLP.1" in section
+
+
+def test_of_many_groups_the_worst_are_shown() -> None:
+    result = searched_result()
+    one = result.fallbacks[0].sensitivity[-1]
+    result.fallbacks[0].sensitivity += [one.model_copy(update={"name": f"table {place}"}) for place in range(30)]
+    result.fallbacks[0].found = None
+    page = report_page(result)
+    assert len(of_class(charts(page, "Sensitivity")[0], "sensitivity")) == 24
+    assert "The 19 least sensitive of 43 groups are not shown." in page
+    assert "No form of it passed" in page
+
+
+def test_times_of_another_measurement_stand_where_their_speedup_puts_them() -> None:
+    result = searched_result()
+    found = next(variant for variant in result.variants if variant.name == "int8-dynamic+fallback")
+    before = report_page(result)
+    assert found.latency_ms is not None
+    # The machine was twice as slow in that measurement, for the baseline, too.
+    found.latency_ms = found.latency_ms.model_copy(
+        update={name: 2 * value for name, value in found.latency_ms.model_dump().items()}
+    )
+    assert [chart.attrib for chart in charts(report_page(result), "Latency against")[0].iter("circle")] == [
+        chart.attrib for chart in charts(before, "Latency against")[0].iter("circle")
+    ]
+
+
+def test_every_variant_tells_its_runtime_and_whether_it_is_slower_here() -> None:
+    table = SEARCHED.split("<h2>Variants</h2>")[1].split("</table>")[0]
+    assert table.count("<small>int8, openvino</small>") == 3
+    rows = dict(re.findall(r"<tr[^>]*><td>.*?<strong>([^<]+)</strong>(.*?)</tr>", table))
+    assert {name for name, row in rows.items() if "slower here" in row} == {"fp16", "int4"}
+    assert "9 of 37 operators kept in higher precision" in rows["int8-dynamic+fallback"]
+    assert {name for name, row in rows.items() if "on the front" in row} == set(searched_result().front)
+
+
+def test_more_variants_than_colours_are_told_apart_by_dashes() -> None:
+    classes = re.findall(r'<span class="swatch ([^"]+)">', SEARCHED.split("By batch size")[1])
+    assert len(set(classes)) == len(classes) == 12
+    assert [name for name in classes if name.endswith(" again")] == ["c1 again", "c2 again", "c3 again", "c4 again"]
 
 
 def test_the_batch_size_that_was_measured_is_the_one_that_is_told() -> None:
@@ -225,10 +350,7 @@ def test_the_density_is_highest_where_the_times_are() -> None:
     assert density(np.full(50, 4.0), 0, 10).max() == 1, "times that are all the same"
 
 
-def test_ticks_are_round_and_labels_keep_apart() -> None:
+def test_ticks_are_round() -> None:
     assert linear_ticks(0, 14, 7) == [0, 2, 4, 6, 8, 10, 12, 14]
     assert linear_ticks(0.853, 0.878, 5) == pytest.approx([0.855, 0.86, 0.865, 0.87, 0.875])
     assert log_ticks(4, 230) == [5, 10, 20, 50, 100, 200]
-    placed = apart([10, 11, 50, 99], 16, 0, 100)
-    assert all(b - a >= 16 for a, b in itertools.pairwise(placed))
-    assert placed[-1] <= 100

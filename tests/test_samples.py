@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ def ragged() -> Samples:
         {"ids": ids, "mask": masks, "image": images},
         {"ids": 5, "mask": 0},
         {"kind": "label", "label": [0, 1, 0]},
+        cut=1,
     )
 
 
@@ -44,11 +47,29 @@ def test_what_is_saved_comes_back(ragged: Samples, tmp_path: Path) -> None:
     loaded = Samples.load(tmp_path)
     assert loaded.padding == ragged.padding
     assert loaded.truth == ragged.truth
+    assert loaded.cut == 1
+    assert loaded.lengths().tolist() == ragged.lengths().tolist() == [2, 4, 1]
+    assert [value.tolist() for value in loaded.inputs["ids"][1:]] == [[1, 2, 3, 4], [9]]
+    assert loaded.inputs["ids"][-1].tolist() == [9]
     for name, values in ragged.inputs.items():
         for before, after in zip(values, loaded.inputs[name], strict=True):
             np.testing.assert_array_equal(before, after)
             assert before.dtype == after.dtype
             assert before.shape == after.shape
+
+
+def test_loaded_samples_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    images = [np.full((100, 100), number, np.float32) for number in range(200)]
+    Samples({"image": images}).save(tmp_path)
+    tracemalloc.start()
+    try:
+        loaded = Samples.load(tmp_path)
+        seen = [array["image"][0, 0, 0] for _, array in loaded.batches(2)]
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sum(seen) == sum(range(0, 200, 2))
+    assert most < 10 * images[0].nbytes
 
 
 def test_single_numbers_and_empty_sequences_come_back(tmp_path: Path) -> None:
@@ -62,8 +83,6 @@ def test_single_numbers_and_empty_sequences_come_back(tmp_path: Path) -> None:
 
 
 def test_the_archive_is_a_plain_one_and_its_bytes_depend_on_nothing_else(ragged: Samples, tmp_path: Path) -> None:
-    import zipfile
-
     contents = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -88,7 +107,11 @@ def test_damaged_samples_are_named(ragged: Samples, tmp_path: Path) -> None:
         Samples.load(tmp_path)
     ragged.save(tmp_path)
     whole = (tmp_path / "samples.npz").read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"", b"something else"):
+    with zipfile.ZipFile(tmp_path / "compressed.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("ids", "mask", "image"):
+            archive.writestr(f"{name}/values.npy", b"")
+    compressed = (tmp_path / "compressed.npz").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"something else", compressed):
         (tmp_path / "samples.npz").write_bytes(damaged)
         with pytest.raises(DataError, match="holds no readable samples"):
             Samples.load(tmp_path)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from example_result import example_result
+import pytest
+from example_result import example_fallback, example_result
 
 from pipeline.result import RunResult
 
@@ -21,8 +22,8 @@ def test_the_documented_schema_is_that_of_the_code() -> None:
     assert SCHEMA.read_text() == schema_text(), "run `python tests/test_schema.py`"
 
 
-def test_a_result_survives_its_json() -> None:
-    result = example_result()
+@pytest.mark.parametrize("result", [example_result(), example_fallback()])
+def test_a_result_survives_its_json(result: RunResult) -> None:
     assert RunResult.model_validate_json(result.model_dump_json()) == result
 
 

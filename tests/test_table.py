@@ -7,6 +7,7 @@ import re
 
 import pytest
 from example_result import example_result
+from example_search import searched_result
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -28,6 +29,41 @@ def test_the_table_fits_the_terminal(width: int, metric: bool) -> None:
     table = text[: text.index("fail  fp16")].splitlines()
     assert max(cell_len(line.rstrip()) for line in table) <= width
     assert "…" not in text, "no figure is cut off"
+
+
+@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("metric", [True, False])
+def test_twelve_variants_in_two_runtimes_fit_the_terminal(width: int, metric: bool) -> None:
+    text = printed(searched_result(metric), width)
+    table = text[: text.index("pass  fp32")].splitlines()
+    assert max(cell_len(line.rstrip()) for line in table) <= width
+    assert len([line for line in table if line.strip()]) == 3 + 2 * 12 + (0 if width == 100 else 3)
+    broken = [line.strip().split("  ")[0] for line in table if "int8-static-entropy" in line]
+    assert broken == ["int8-static-entropy-openvino" if width == 100 else "int8-static-entropy-"], "not within a word"
+
+
+def test_the_runtime_is_told_where_there_are_several() -> None:
+    text = printed(searched_result())
+    assert "pass · onnxruntime " in text
+    assert "pass · openvino " in text
+    assert "onnxruntime" not in printed(example_result())
+
+
+def test_what_is_slower_here_is_told_and_only_if_it_is_known() -> None:
+    result = searched_result()
+    assert f"slower here than the baseline: fp16 {times_text(0.829)}, int4 {times_text(0.906)}" in printed(result)
+    fp16 = next(variant for variant in result.variants if variant.name == "fp16")
+    assert fp16.batches[0].speedup is not None
+    fp16.batches[0].speedup.high = 1.01
+    assert f"slower here than the baseline: int4 {times_text(0.906)}" in printed(result)
+    assert "slower here" not in printed(example_result())
+
+
+def test_a_search_tells_what_it_left_and_what_it_did_not_try() -> None:
+    text = printed(searched_result(), 140)
+    assert "searched  14 candidates, 10 measured in full; not tried, the time was up: int4-64-openvino" in text
+    assert "front     bf16-openvino, int8-static-openvino, int8-static" in text
+    assert "searched" not in printed(example_result())
 
 
 def test_the_baseline_is_first_and_the_chosen_one_is_marked() -> None:

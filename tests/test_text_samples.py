@@ -137,6 +137,22 @@ def test_another_length_may_be_asked_for_up_to_the_models_positions(assets: Path
         load_tokenizer(assets, 600)
 
 
+@pytest.mark.parametrize(
+    ("task", "rows", "cut"),
+    [
+        ("sentence-embedding", [{"query": "q", "document": "word " * 300}, {"query": "q " * 300, "document": "d"}], 2),
+        ("text-classification", [{"text_a": "a " * 200, "text_b": "b " * 200}, {"text_a": "a", "text_b": "b"}], 1),
+        ("token-classification", [{"tokens": ["word"] * 254}, {"tokens": ["word"] * 255}], 1),
+        ("question-answering", [{"question": "q", "context": "word " * 300}], 1),
+        ("fill-mask", [{"text": "word " * 254}, {"text": "word " * 255}], 1),
+    ],
+)
+def test_texts_that_are_cut_are_counted(model: Any, task: str, rows: list[dict[str, Any]], cut: int) -> None:
+    samples = from_rows(rows_of(*rows), model(task))
+    assert samples.cut == cut
+    assert max(samples.lengths()) == 256
+
+
 def test_a_model_without_a_tokenizer_cannot_read_text(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the model has no tokenizer .*give its inputs as arrays in an \.npz"):
         from_rows(rows_of({"text": "hello"}), ModelInputs("text-classification", TOKEN_INPUTS, tmp_path))

@@ -15,6 +15,7 @@ _COMMANDS = {
     "run": "pipeline.cli.run:run",
     "init": "pipeline.cli.init:init",
     "inspect": "pipeline.cli.inspect:inspect",
+    "explain": "pipeline.cli.explain:explain",
     "serve": "pipeline.cli.serve:serve",
     "versions": "pipeline.cli.repository:versions",
     "promote": "pipeline.cli.repository:promote",

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -22,18 +23,17 @@ def doctor(store: Path | None, debug: bool) -> None:
     from pipeline.job import default_store
     from pipeline.store import library_versions
     from stages.host import host_fingerprint
-    from stages.variants import VARIANTS
 
     wrong = 0
     click.echo("this machine")
     for key, value in host_fingerprint().items():
-        click.echo(f"  {key:<14} {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
+        click.echo(f"  {key:<16} {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
     click.echo("libraries")
     for name, version in library_versions(LIBRARIES).items():
         if version == "absent":
             wrong += 1
             version = "MISSING: pip install it with the project's constraints file"
-        click.echo(f"  {name:<14} {version}")
+        click.echo(f"  {name:<16} {version}")
     both = [name for name in ("onnxruntime", "onnxruntime-gpu") if library_versions((name,))[name] != "absent"]
     if len(both) == 2:
         wrong += 1
@@ -41,16 +41,52 @@ def doctor(store: Path | None, debug: bool) -> None:
     click.echo("places")
     path = store or default_store()
     free = shutil.disk_usage(path if path.exists() else Path.home()).free
-    click.echo(f"  {'store':<14} {path} ({free / 1e9:.0f} GB free)")
-    click.echo(f"  {'MLflow':<14} {os.environ.get('MLFLOW_TRACKING_URI', 'sqlite:///mlflow.db in the current folder')}")
+    click.echo(f"  {'store':<16} {path} ({free / 1e9:.0f} GB free)")
+    click.echo(f"  {'MLflow':<16} {os.environ.get('MLFLOW_TRACKING_URI', 'sqlite:///mlflow.db in the current folder')}")
+    click.echo("runtimes")
+    _runtimes()
     click.echo("targets")
-    click.echo(f"  {'cpu':<14} {', '.join(name for name, variant in VARIANTS.items() if 'cpu' in variant.targets)}")
-    click.echo(f"  {'cuda':<14} not supported yet")
-    click.echo(f"  {'tensorrt':<14} not supported yet")
+    click.echo(f"  {'cpu':<16} {', '.join(_variants('cpu'))}")
+    click.echo(f"  {'cuda':<16} not supported yet")
+    click.echo(f"  {'tensorrt':<16} not supported yet")
     click.echo("server")
     wrong += not _server()
     if wrong:
         sys.exit(5)
+
+
+def _runtimes() -> None:
+    """Tell what each runtime computes with on this processor, and the variants that it runs."""
+    from stages.errors import RequirementError
+    from stages.runtime.openvino import capabilities, import_openvino
+
+    try:
+        import onnxruntime
+    except ImportError:
+        click.echo(f"  {'onnxruntime':<16} not installed")
+    else:
+        click.echo(f"  {'onnxruntime':<16} {onnxruntime.__version__}, with its CPUExecutionProvider")
+    click.echo(f"  {'':<16} runs {', '.join(_variants('cpu', 'onnxruntime'))}")
+    try:
+        version = import_openvino().get_version().split("-")[0]
+        click.echo(f"  {'openvino':<16} {version}, on this processor in {', '.join(capabilities())}")
+    except RequirementError as error:
+        click.echo(f"  {'openvino':<16} {error}")
+    click.echo(f"  {'':<16} runs {', '.join(_variants('cpu', 'openvino'))}")
+
+
+def _variants(target: str, runtime: str = "") -> list[str]:
+    """The types of variants for a target, or their names in one of its runtimes."""
+    from stages.variants import VARIANTS
+
+    suited = {name: variant for name, variant in VARIANTS.items() if target in variant.targets}
+    if not runtime:
+        return list(suited)
+    return [
+        variant.model_validate({"type": name, "runtime": runtime}).name
+        for name, variant in suited.items()
+        if runtime in get_args(variant.model_fields["runtime"].annotation)
+    ]
 
 
 def _server() -> bool:
@@ -59,10 +95,10 @@ def _server() -> bool:
 
     found = existing_environment()
     if found is not None:
-        click.echo(f"  {'triton':<14} {found.version} in {found.path}")
+        click.echo(f"  {'triton':<16} {found.version} in {found.path}")
         return True
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
-        click.echo(f"  {'triton':<14} cannot be made: Python's venv is missing (Debian: apt install python3-venv)")
+        click.echo(f"  {'triton':<16} cannot be made: Python's venv is missing (Debian: apt install python3-venv)")
         return False
-    click.echo(f"  {'triton':<14} not made yet; the first verification makes it (once, some minutes)")
+    click.echo(f"  {'triton':<16} not made yet; the first verification makes it (once, some minutes)")
     return True

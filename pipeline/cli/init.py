@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from textwrap import wrap
 
 import click
 
 __all__ = ["init"]
 
 _TEMPLATE = """\
-# What `optimize run {file}` does. Relative paths are relative to this file. Everything but `model` has a default.
+# What `optimize run {file}` does. Paths are relative to this file, and everything but `model` has a default.
 model: {model}
 name: {name}
 {task}
@@ -24,7 +25,19 @@ name: {name}
 #   columns: {{text: sentence}}     # our name: its name in the file
 #   metric: accuracy              # default: the task's own
 
-variants: [fp16, int8-dynamic]   # beside the fp32 baseline, which is always measured
+# Quantisation learns from this what values occur inside the model: a few hundred typical samples, without truth, and
+# none that accuracy is judged on. Models of text take Python's own documentation where nothing is given; others cannot
+# be calibrated without.
+# calibration:
+#   path: calibration.jsonl
+#   samples: 256                  # drawn at random
+
+# Beside the fp32 baseline, which is always measured. A name, with `-openvino` behind it where OpenVINO shall run it, or
+# {{type: int8-static, runtime: openvino, …}} with parameters; or `auto`, which tries all that make sense here.
+{variants}
+variants: [fp16, int8-dynamic]
+# search_budget: 10m             # for `auto`: all its trying and measuring
+fallback: true                   # where a variant fails its gate, return the operators that do it to higher precision
 fuse: measure                    # per variant, the faster graph is taken; or: always, never
 
 gates:                           # a variant that fails one is never published
@@ -60,10 +73,30 @@ def init(model: str, file: Path, debug: bool) -> None:
     if source is not None:
         task = f"task: {source.metadata['task']}"
         model = os.path.relpath(model, file.parent)
-    text = _TEMPLATE.format(file=file.name, model=model, name=suggest_name(model), task=task)
+    text = _TEMPLATE.format(
+        file=file.name, model=model, name=suggest_name(model), task=task, variants="\n".join(_variants())
+    )
     try:
         with file.open("x") as stream:
             stream.write(text)
     except FileExistsError as error:
         raise InputError(f"{file} is there already; name another file") from error
     click.echo(f"wrote {file}; edit it, then: optimize run {file}", err=True)
+
+
+def _variants() -> list[str]:
+    """A comment for every variant: what it is, its runtimes, and whether it learns from calibration data."""
+    from stages.variants import VARIANTS, parse_variant, runtimes_of
+
+    lines = []
+    for name, config in VARIANTS.items():
+        runtimes = " or ".join(runtimes_of(config))
+        calibrated = "; calibrated" if parse_variant(name).needs_data else ""
+        about = (config.__doc__ or "").partition(".")[0]
+        lines += wrap(
+            f"{about} ({runtimes}{calibrated})",
+            120,
+            initial_indent=f"#   {name:<17} ",
+            subsequent_indent=f"#{21 * ' '}",
+        )
+    return lines

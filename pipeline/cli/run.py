@@ -20,7 +20,12 @@ __all__ = ["run"]
 @click.option("--calibration", metavar="PATH", help="Data that quantisation learns ranges from.")
 @click.option("--metric", help="Metric to judge, such as accuracy, f1 or recall@1.")
 @click.option("--target", help="Where the result will run: cpu.")
-@click.option("--variants", metavar="LIST", help="For example fp16,int8-dynamic. The fp32 baseline is always there.")
+@click.option(
+    "--variants",
+    metavar="LIST",
+    help="For example fp16,int8-static-openvino, or auto to search. The fp32 baseline is always there.",
+)
+@click.option("--no-fallback", is_flag=True, help="Leave variants that fail as they are.")
 @click.option("--fuse", type=click.Choice(["measure", "always", "never"]), help="Fused graphs.  [default: measure]")
 @click.option("--objective", type=click.Choice(["latency", "throughput", "size"]), help="What the best one is best at.")
 @click.option("--max-drop", metavar="SHARE", help="Largest relative drop of the metric.  [default: 1%]")
@@ -28,7 +33,12 @@ __all__ = ["run"]
 @click.option("--max-size", metavar="SIZE", help="Limit for the size of the model's files, such as 20MB.")
 @click.option("--batch-sizes", metavar="LIST", help="Batch sizes to measure; the first decides.  [default: 1,8,32]")
 @click.option("--threads", type=click.IntRange(0), help="Threads of a session.  [default: every core]")
-@click.option("--budget", metavar="TIME", help="Time for measuring speed, such as 2m.  [default: 60s]")
+@click.option(
+    "--budget",
+    metavar="TIME",
+    help="Time for measuring speed, such as 2m.  [default: 60s]  With --variants auto: for the search and all its "
+    "measuring.  [default: 10m]",
+)
 @click.option("--repository", metavar="DIR", help="Model repository.  [default: model_repository_out]")
 @click.option("--tracking-uri", metavar="URI", help="MLflow.  [default: $MLFLOW_TRACKING_URI or sqlite:///mlflow.db]")
 @click.option("--store", metavar="DIR", type=click.Path(path_type=Path), help="Where finished steps are kept.")
@@ -57,14 +67,19 @@ def run(
     """
     from pipeline.job import describe_plan
     from pipeline.job import run as run_job
-    from pipeline.recipe import Recipe
+    from pipeline.recipe import Recipe, merge
     from pipeline.screen import TerminalScreen
 
-    overrides = _overrides(options)
-    if model.endswith((".yaml", ".yml")):
-        recipe = Recipe.read(Path(model), overrides)
-    else:
-        recipe = Recipe.parse({"model": model, **overrides}, "command line")
+    def recipe_with(overrides: dict[str, Any]) -> Recipe:
+        if model.endswith((".yaml", ".yml")):
+            return Recipe.read(Path(model), overrides)
+        return Recipe.parse({"model": model, **overrides}, "command line")
+
+    budget, overrides = options.pop("budget"), _overrides(options)
+    recipe = recipe_with(overrides)
+    if budget is not None:  # what it is for, the recipe alone may know
+        place = {"search_budget": budget} if recipe.variants == "auto" else {"profile": {"budget": budget}}
+        recipe = recipe_with(merge(overrides, place))
     if dry_run:
         click.echo(describe_plan(recipe))
         return
@@ -90,14 +105,13 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
         "max_size": ("gates", "max_size"),
         "batch_sizes": ("profile", "batch_sizes"),
         "threads": ("profile", "threads"),
-        "budget": ("profile", "budget"),
     }
     overrides: dict[str, Any] = {}
     for option, value in options.items():
         if value is None or value is False:
             continue
-        if option == "no_verify":
-            overrides["verify"] = False
+        if option.startswith("no_"):
+            overrides[option.removeprefix("no_")] = False
             continue
         if option == "batch_sizes":
             value = [part.strip() for part in value.split(",")]

@@ -15,6 +15,7 @@ __all__ = [
     "METRICS",
     "PARAMS",
     "TAGS",
+    "is_param",
     "job_metrics",
     "metric_name",
     "sweeps",
@@ -39,6 +40,8 @@ METRICS = {
     "fidelity/<measure>": "mean likeness to the baseline's outputs: `cosine`, `agreement`, `relative_error`",
     "size/bytes": "the model's files",
     "memory/peak_bytes": "highest resident memory while it was measured",
+    "operators/quantised": "operators that are quantised, where fallback looked for those that should not be",
+    "operators/all": "operators with constant weights, where it looked",
     "gate/passed": "1 if it may be published, else 0; absent if it was not judged",
     "sweep/p50_ms": "median latency; step = batch size",
     "sweep/p95_ms": "95th percentile; step = batch size",
@@ -51,6 +54,7 @@ METRICS = {
 
 PARAMS = {
     "variant": "its name (of the job's run: the chosen one)",
+    "variant.<parameter>": "how it was made: `variant.method`, `variant.block_size`, `variant.observer`, …",
     "precision": "`fp32`, `fp16`, `int8`, …",
     "runtime": "what ran it",
     "fused": "whether its graph is fused",
@@ -69,6 +73,7 @@ TAGS = {
     "optimize.verdict": "`pass`, `fail`, `inconclusive`, `error`, `not_run` (variant runs)",
     "optimize.reason": "why, in words (variant runs)",
     "optimize.baseline": "`true` or `false` (variant runs)",
+    "optimize.front": "`true` or `false` (variant runs): whether it is on the Pareto front",
     "optimize.chosen": "`true` or `false` (variant runs), the chosen variant's name (job run)",
     "optimize.model_digest": "the SHA-256 of the variant's artifact (variant runs)",
     "optimize.status": "`running`, then `published`, `none_passed` or `failed` (job run)",
@@ -102,6 +107,8 @@ def variant_metrics(result: RunResult, variant: VariantResult) -> dict[str, floa
         "speedup/fused_x": variant.fused_speedup,
         "size/bytes": variant.size_bytes,
         "memory/peak_bytes": variant.peak_memory_bytes,
+        "operators/quantised": variant.quantised_operators,
+        "operators/all": variant.operators,
         "gate/passed": None if variant.verdict == "not_run" else float(variant.verdict == "pass"),
     }
     if metric is not None:
@@ -142,13 +149,14 @@ def sweeps(variant: VariantResult) -> list[tuple[str, int, float]]:
 
 def variant_params(result: RunResult, variant: VariantResult | None) -> dict[str, str]:
     """What a run was, as text. MLflow lets no parameter change, so what may change is a tag or a metric."""
-    params: dict[str, str | bool | None] = {}
+    params: dict[str, str | int | float | bool | None] = {}
     if variant is not None:
         params = {
             "variant": variant.name,
             "precision": variant.precision,
             "runtime": variant.runtime,
             "fused": variant.fused,
+            **{f"variant.{name}": value for name, value in variant.parameters.items()},
         }
     params |= {
         "target": result.target,
@@ -160,8 +168,13 @@ def variant_params(result: RunResult, variant: VariantResult | None) -> dict[str
     return {name: _word(value) for name, value in params.items() if value is not None}
 
 
-def _word(value: str | bool) -> str:
-    return str(value).lower() if isinstance(value, bool) else value[:_LONGEST_PARAM]
+def is_param(name: str) -> bool:
+    """Whether a parameter of this name is one of ours."""
+    return name in PARAMS or name.startswith("variant.")
+
+
+def _word(value: str | int | float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)[:_LONGEST_PARAM]
 
 
 def _finite(figures: dict[str, float | None]) -> dict[str, float]:

@@ -24,10 +24,10 @@ from pipeline.figures import (
     times_text,
 )
 from pipeline.records.names import job_metrics, sweeps, variant_metrics, variant_params
-from pipeline.result import RunResult, VariantResult
+from pipeline.result import FallbackResult, RunResult, VariantResult
 from stages.artifact import canonical_json
 
-__all__ = ["Dataset", "Entry", "Record", "Status", "make_record", "result_digest"]
+__all__ = ["Dataset", "Entry", "Record", "Status", "fallback_file", "make_record", "result_digest"]
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -46,6 +46,9 @@ _LASTING = {
     "data",
     "limits",
     "variants",
+    "front",
+    "candidates",
+    "fallbacks",
     "release",
 }
 """What a run that only repeats another has in common with it; times, messages and warnings may differ."""
@@ -122,8 +125,14 @@ def result_digest(result: RunResult) -> str:
     return hashlib.sha256(canonical_json(lasting).encode()).hexdigest()
 
 
+def fallback_file(told: FallbackResult) -> str:
+    """What the artifact file is called that tells of a search for operators to return to higher precision."""
+    return f"fallback-{told.variant}.json"
+
+
 def make_record(result: RunResult, tracking_uri: str, files: dict[str, str], running: bool = False) -> Record:
-    """The record of a result. `files`: SHA-256 of the job's artifact files by name."""
+    """The record of a result. `files`: SHA-256 of the artifact files by name. Those of fallback go to the variants that
+    they tell of, the others to the job."""
     now = time.time_ns() // 1_000_000
     start = now
     if result.started_at is not None:
@@ -135,6 +144,7 @@ def make_record(result: RunResult, tracking_uri: str, files: dict[str, str], run
     ]
     chosen = next((variant for variant in result.variants if variant.name == chosen_name(result)), None)
     finished: Status = "FAILED" if result.status == "failed" else "FINISHED"
+    told = {fallback_file(fallback): fallback for fallback in result.fallbacks}
     job = Entry(
         role="job",
         name=f"{result.model} {result.job_id[:8]}",
@@ -145,9 +155,8 @@ def make_record(result: RunResult, tracking_uri: str, files: dict[str, str], run
         params=variant_params(result, chosen),
         tags=_common_tags(result) | _job_tags(result, running),
         datasets=datasets,
-        files=files,
+        files={name: digest for name, digest in files.items() if name not in told},
     )
-    evaluation = [data for data in datasets if data.context == "evaluation"]
     variants = in_order(result)
     entries = [
         Entry(
@@ -162,7 +171,12 @@ def make_record(result: RunResult, tracking_uri: str, files: dict[str, str], run
             sweeps=sweeps(variant),
             params=variant_params(result, variant),
             tags=_common_tags(result) | _variant_tags(result, variant),
-            datasets=evaluation,
+            datasets=[data for data in datasets if data.context == "evaluation" or variant.calibrated],
+            files={
+                name: files[name]
+                for name, fallback in told.items()
+                if name in files and variant.name in (fallback.variant, fallback.found)
+            },
         )
         for place, variant in enumerate(variants)
     ]
@@ -226,6 +240,7 @@ def _variant_tags(result: RunResult, variant: VariantResult) -> dict[str, str]:
         "optimize.verdict": variant.verdict,
         "optimize.reason": variant.reason and variant.reason[:_NOTE_LIMIT],
         "optimize.baseline": str(variant.baseline).lower(),
+        "optimize.front": str(variant.name in result.front).lower() if result.front else None,
         "optimize.chosen": str(variant.name == chosen_name(result)).lower(),
         "optimize.model_digest": variant.digest,
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.records.address import page_of, public, resolve, run_exists
 from pipeline.records.courier import Answer, Courier
-from pipeline.records.record import Record, make_record, result_digest
+from pipeline.records.record import Record, fallback_file, make_record, result_digest
 from pipeline.records.spool import Receipt, Spool
 from pipeline.result import MlflowLink, RunResult
 from stages.artifact import file_digest
@@ -155,12 +155,13 @@ def _failed(spool: Spool, place: Path, record: Record, reason: str, silent: bool
 
 
 def _artifacts(result: RunResult, report: Path | None, files: Mapping[str, Path]) -> dict[str, Path | bytes]:
-    """The job's artifact files: the result, what it was measured on, the report."""
+    """The artifact files: the result, what it was measured on, the report, and what fallback has tried."""
     recorded = result.model_copy(update={"report": None if report is None else "report.html"})
     surroundings = {"host": result.host, "libraries": result.libraries}
     contents: dict[str, Path | bytes] = {
         "result.json": recorded.model_dump_json(indent=1).encode(),
         "environment.json": json.dumps(surroundings, indent=1, sort_keys=True).encode(),
+        **{fallback_file(told): told.model_dump_json(indent=1).encode() for told in result.fallbacks},
         **files,
     }
     if report is not None:

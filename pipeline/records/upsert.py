@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.records.address import sqlite_file
-from pipeline.records.names import METRICS, PARAMS
+from pipeline.records.names import METRICS, is_param
 from pipeline.records.record import Dataset, Entry, Record
 
 __all__ = ["create_database", "upsert"]
@@ -163,7 +163,7 @@ def _deliver(client: Any, experiment_id: str, record: Record, entry: Entry, run:
 def _contradicts(run: Any, entry: Entry) -> bool:
     """Whether the run holds what MLflow cannot take back: another value of a parameter, a metric that is no more."""
     params: Mapping[str, str] = run.data.params
-    if any(name in PARAMS and entry.params.get(name) != value for name, value in params.items()):
+    if any(is_param(name) and entry.params.get(name) != value for name, value in params.items()):
         return True
     measured = {*entry.metrics, *(name for name, _, _ in entry.sweeps)}
     ours = {name.partition("/")[0] for name in METRICS} - {"job"}

@@ -12,25 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.figures import (
-    accuracy_name,
-    accuracy_of,
     bytes_text,
-    chosen_name,
     headline_batch,
     in_order,
-    interval_text,
-    number_text,
     percent_text,
     seconds_text,
-    times_text,
 )
 from pipeline.report.batches import latency_by_batch, throughput_by_batch
 from pipeline.report.distributions import distributions
+from pipeline.report.headline import headline
 from pipeline.report.markup import Html, element, joined
 from pipeline.report.scatter import scatter
-from pipeline.report.style import COLOURS, STYLE
-from pipeline.report.tables import data_table, facts, fidelity_table, moment, stage_table, variant_table
-from pipeline.result import RunResult, VariantResult
+from pipeline.report.search import search_table
+from pipeline.report.sensitivity import kept_table, sensitivity_chart, trials_text
+from pipeline.report.style import AGAIN, COLOURS, STYLE
+from pipeline.report.tables import data_table, facts, fidelity_table, stage_table, variant_table
+from pipeline.result import FallbackResult, RunResult, VariantResult
 from stages.errors import InputError
 
 __all__ = ["report_page", "write_report"]
@@ -60,15 +57,16 @@ def write_report(result: RunResult, path: Path, latencies: Path | None = None) -
 def report_page(result: RunResult, latencies: Mapping[str, NDArray[Any]] | None = None) -> str:
     """The whole HTML document. `latencies`: milliseconds by `<form>/<batch size>`."""
     variants = in_order(result)
-    colours = {variant.name: COLOURS[1 + place % (len(COLOURS) - 1)] for place, variant in enumerate(_others(variants))}
-    colours.update({variant.name: COLOURS[0] for variant in variants if variant.baseline})
+    colours = _colours(variants)
     title = f"{result.model}: {result.message}"
     body = element(
         "main",
-        _headline(result),
+        headline(result),
         *(element("p", warning, class_="warning") for warning in result.warnings),
         _verdicts(result, colours),
         _trade_off(result, colours),
+        _search(result),
+        *(_sensitivity(told) for told in result.fallbacks),
         _distributions(result, colours, latencies or {}),
         _batches(variants, colours),
         _evidence(result),
@@ -85,8 +83,13 @@ def report_page(result: RunResult, latencies: Mapping[str, NDArray[Any]] | None 
     return f"<!doctype html>\n{element('html', head, element('body', body), lang='en')}\n"
 
 
-def _others(variants: list[VariantResult]) -> list[VariantResult]:
-    return [variant for variant in variants if not variant.baseline]
+def _colours(variants: list[VariantResult]) -> dict[str, str]:
+    """Classes by variant: grey for the baseline, and for the others each colour once, then each again with dashes."""
+    colours = {variant.name: COLOURS[0] for variant in variants if variant.baseline}
+    for place, variant in enumerate(variant for variant in variants if not variant.baseline):
+        turn, own = divmod(place, len(COLOURS) - 1)
+        colours[variant.name] = COLOURS[1 + own] + (f" {AGAIN}" if turn else "")
+    return colours
 
 
 def _both(draw: Callable[[int], Html | None], wide: int = _WIDE) -> Html | None:
@@ -95,67 +98,6 @@ def _both(draw: Callable[[int], Html | None], wide: int = _WIDE) -> Html | None:
     if broad is None or slim is None:
         return None
     return element("figure", element("div", broad, class_="wide"), element("div", slim, class_="narrow"))
-
-
-def _headline(result: RunResult) -> Html:
-    release = result.release
-    if release is not None:
-        headline = f"{release.model} version {release.version}: {release.variant}"
-        place = f"{'Published' if release.new else 'Already published'} in {release.repository}. "
-        place += (
-            "A Triton server has loaded it and its answers were compared."
-            if release.verified
-            else "It was not verified with a server."
-        )
-    else:
-        headline = f"{result.model}: nothing was published"
-        place = None
-    when = f"{moment(result.started_at)}, " if result.started_at else ""
-    kicker = f"{when}{result.task}, target {result.target}, objective {result.objective}"
-    return element(
-        "header",
-        element("p", kicker, class_="kicker"),
-        element("h1", headline),
-        element("p", result.message, class_="lead"),
-        element("p", place, class_="note") if place else None,
-        _key_figures(result),
-    )
-
-
-def _key_figures(result: RunResult) -> Html | None:
-    chosen = next((variant for variant in result.variants if variant.name == chosen_name(result)), None)
-    if chosen is None:
-        return None
-    baseline = next((variant for variant in result.variants if variant.baseline), None)
-    entries: list[tuple[str, str, str]] = []
-    if chosen.latency_ms is not None:
-        before = ""
-        if baseline is not None and baseline.latency_ms is not None and baseline is not chosen:
-            before = f"{number_text(baseline.latency_ms.p50)} ms in {baseline.name}"
-        entries.append(("latency p50", f"{number_text(chosen.latency_ms.p50)} ms", before))
-    if chosen.speedup is not None and not chosen.baseline:
-        entries.append(("speed-up", times_text(chosen.speedup), f"over {baseline.name}" if baseline else ""))
-    accuracy = accuracy_of(result, chosen)
-    if accuracy is not None:
-        note = interval_text(accuracy.low, accuracy.high)
-        if accuracy.drop_upper is not None:
-            note = f"drop at most {percent_text(max(accuracy.drop_upper, 0), 2)}"
-            if "max_drop" in result.limits:
-                note += f", {percent_text(result.limits['max_drop'], 2)} allowed"
-        entries.append((accuracy_name(result) or "", f"{accuracy.value:.4f}", note))
-    if chosen.size_bytes is not None:
-        share = ""
-        if baseline is not None and baseline.size_bytes and baseline is not chosen:
-            share = f"{percent_text(chosen.size_bytes / baseline.size_bytes, 0)} of {baseline.name}"
-        entries.append(("size", bytes_text(chosen.size_bytes), share))
-    return element(
-        "dl",
-        *(
-            element("div", element("dt", name), element("dd", value, element("small", note) if note else None))
-            for name, value, note in entries
-        ),
-        class_="key",
-    )
 
 
 def _section(title: str, *content: Html | None, note: str | None = None) -> Html | None:
@@ -180,7 +122,27 @@ def _trade_off(result: RunResult, colours: Mapping[str, str]) -> Html | None:
     metric = any(variant.metric is not None for variant in result.variants)
     bars = "the vertical bar reaches down to the 95 % bound of the paired drop" if metric else "bars: 95 % intervals"
     note = f"A disc's area is the size of the model; {bars}; discs with a broken outline did not pass."
+    if len(result.front) > 1:
+        note += (
+            " The line is the Pareto front: names in grey did not pass, or are beaten in speed, size and nearness to "
+        )
+        note += "the baseline together."
+    if any(candidate.reached == "race" for candidate in result.candidates):
+        note += " Crosses are candidates that were dropped, by what little was measured of them."
     return _section("Latency against accuracy", chart, note=note)
+
+
+def _search(result: RunResult) -> Html | None:
+    full = sum(candidate.reached == "full" for candidate in result.candidates)
+    note = f"{len(result.candidates)} candidates, {full} of them measured in full: the variants above. "
+    note += "Few samples and a short race beside the baseline decided over the others."
+    return _section("Search", search_table(result), note=note)
+
+
+def _sensitivity(told: FallbackResult) -> Html | None:
+    chart = _both(lambda width: sensitivity_chart(told, width))
+    note = f"Each group of operators quantised alone, on {told.samples} samples. {trials_text(told)}"
+    return _section(f"What {told.variant} loses where", chart, kept_table(told), note=note)
 
 
 def _distributions(result: RunResult, colours: Mapping[str, str], latencies: Mapping[str, NDArray[Any]]) -> Html | None:

@@ -11,7 +11,7 @@ from typing import Literal
 from pipeline.figures import number_text
 from pipeline.report.markup import Html, element
 
-__all__ = ["Frame", "Scale", "apart", "canvas", "linear_ticks", "log_ticks", "polyline"]
+__all__ = ["Frame", "Scale", "canvas", "linear_ticks", "log_ticks", "polyline"]
 
 
 @dataclass(frozen=True)
@@ -105,21 +105,6 @@ def log_ticks(low: float, high: float) -> list[float]:
 def polyline(points: Sequence[tuple[float, float]], close: bool = False) -> str:
     """The `d` of a path through `points`."""
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + ("Z" if close else "")
-
-
-def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near the `wanted` ones, in the same order, at least `gap` apart, between `low` and `high`."""
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    placed = list(wanted)
-    floor = low
-    for index in order:
-        placed[index] = max(placed[index], floor)
-        floor = placed[index] + gap
-    ceiling = high
-    for index in reversed(order):
-        placed[index] = min(placed[index], ceiling)
-        ceiling = placed[index] - gap
-    return placed
 
 
 def _tick(value: float, ticks: Sequence[float]) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pipeline.report.markup import Html
 
-__all__ = ["COLOURS", "STYLE"]
+__all__ = ["AGAIN", "COLOURS", "STYLE"]
 
 COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7")
 """The classes that give a variant its colour; the first is the baseline's grey."""
+
+AGAIN = "again"
+"""The class of a variant whose colour another one has, too."""
 
 STYLE = Html("""
 :root { color-scheme: light dark;
@@ -69,7 +72,8 @@ figure { margin: 14px 0 0; } svg { display: block; max-width: 100%; height: auto
   font-weight: 600; }
 .c0 { --own: var(--c0); } .c1 { --own: var(--c1); } .c2 { --own: var(--c2); } .c3 { --own: var(--c3); }
 .c4 { --own: var(--c4); } .c5 { --own: var(--c5); } .c6 { --own: var(--c6); } .c7 { --own: var(--c7); }
-.swatch { color: var(--own); }
+.swatch { color: var(--own); } .swatch.again { background: none; box-shadow: inset 0 0 0 2.5px currentColor; }
+td.short { white-space: nowrap; } tr.dropped td:first-child { color: var(--soft); }
 svg text { fill: var(--ink); font-size: 13px; } svg .tick { fill: var(--soft); font-size: 12px; }
 svg .axis { fill: var(--soft); font-size: 12.5px; } svg .middle { text-anchor: middle; }
 svg .end { text-anchor: end; }
@@ -80,11 +84,17 @@ svg .disc { fill: var(--own); fill-opacity: 0.32; stroke: var(--own); stroke-wid
 svg .hollow { fill: var(--ground); fill-opacity: 0.5; stroke-dasharray: 4 3; }
 svg .bar { stroke: var(--own); stroke-width: 2; } svg .series { fill: none; stroke: var(--own); stroke-width: 2;
   stroke-linejoin: round; }
+svg .series.again { stroke-dasharray: 7 4; } svg .hill.again { fill-opacity: 0.08; }
 svg .dot { fill: var(--ground); stroke: var(--own); stroke-width: 2; } svg .hill { fill: var(--own);
   fill-opacity: 0.28; stroke: var(--own); stroke-width: 1.25; }
 svg .quantile { stroke: var(--own); stroke-width: 2; }
+svg .sensitivity { fill: var(--c1); fill-opacity: 0.55; } svg .sensitivity.kept { fill: var(--c2); fill-opacity: 0.8; }
+svg .tick.kept { fill: var(--c2); font-weight: 600; }
 svg .limit { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 6 4; } svg .forbidden { fill: var(--bad);
   fill-opacity: 0.06; }
+svg .front { fill: none; stroke: var(--ink); stroke-opacity: 0.55; stroke-width: 1.75; stroke-linejoin: round; }
+svg .faint { fill: none; stroke: var(--faint); stroke-width: 1.5; } svg .leader { stroke: var(--faint); }
+svg .off { fill: var(--soft); }
 svg .limit-label { fill: var(--bad); font-size: 12.5px; }
 @media (max-width: 860px) { .pair, .columns { grid-template-columns: 1fr; } }
 @media (max-width: 640px) {

@@ -17,6 +17,7 @@ from pipeline.figures import (
     number_text,
     percent_text,
     seconds_text,
+    slower_here,
     spread_text,
     times_text,
 )
@@ -46,11 +47,14 @@ def _variant_rows(result: RunResult, variant: VariantResult, headings: list[str]
         about.append("fused" if variant.fused else "not fused")
     if variant.fused_speedup is not None:
         about.append(f"the fused graph {times_text(variant.fused_speedup)} as fast")
+    if variant.kept:
+        kept = sum(len(group.operators) for group in variant.kept)
+        about.append(f"{kept} of {variant.operators} operators kept in higher precision")
     swatch = element("span", class_=f"swatch {colour}")
     verdict = element("span", VERDICT_WORDS[variant.verdict], class_=f"verdict {variant.verdict}")
     cells = [
         element("td", swatch, name, element("small", ", ".join(about))),
-        element("td", verdict, element("small", "baseline") if variant.baseline else None),
+        element("td", verdict, *(element("small", word) for word in _places(result, variant)), class_="short"),
     ]
     figures = _figures(result, variant)
     for heading, (value, note) in zip(headings[2:], figures, strict=True):
@@ -72,6 +76,12 @@ def _variant_rows(result: RunResult, variant: VariantResult, headings: list[str]
     return joined([row, element("tr", reason, class_=f"reason {chosen}".strip())])
 
 
+def _places(result: RunResult, variant: VariantResult) -> list[str]:
+    """What a variant is among the others, its verdict aside."""
+    words = ["baseline"] if variant.baseline else []
+    return [*words, "on the front"] if len(result.front) > 1 and variant.name in result.front else words
+
+
 def _figures(result: RunResult, variant: VariantResult) -> list[tuple[str | None, str | None]]:
     figures: list[tuple[str | None, str | None]]
     latency = variant.latency_ms
@@ -84,7 +94,8 @@ def _figures(result: RunResult, variant: VariantResult) -> list[tuple[str | None
             (number_text(latency.p99), spread_text(latency, "p99")),
         ]
     figures.append((None if variant.throughput_per_s is None else number_text(variant.throughput_per_s), None))
-    figures.append((None if variant.speedup is None else times_text(variant.speedup), None))
+    slower = "slower here" if slower_here(variant) else None
+    figures.append((None if variant.speedup is None else times_text(variant.speedup), slower))
     accuracy = accuracy_of(result, variant)
     if accuracy is None:
         figures.append((None, None))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ from stages.check.predictions import PredictionReader, head_of
 from stages.errors import InputError
 from stages.model import Model
 from stages.progress import SILENT, Progress
-from stages.runtime import Arrays, RuntimeOptions, open_session
+from stages.runtime import RuntimeName, RuntimeOptions, open_session
+from stages.runtime.batch import batches
 from stages.stage import Stage
 
 __all__ = ["CHECK", "CheckOptions", "check"]
@@ -32,11 +33,11 @@ _WORST = 10
 class CheckOptions(BaseModel):
     """How a model is evaluated.
 
-    `metric`: None takes the usual one for the truth that the data hold. `threads`: 0 is every usable core.
-    `most_values` bounds what is kept of the baseline's outputs, over all samples and outputs together (the default is
-    256 MB of float32): where they hold more (the logits of a masked language model), the cosine and the relative error
-    are taken over evenly spaced positions, at least one a sample. The metric, the agreement and the search for NaN
-    always see everything.
+    `metric`: None takes the usual one for the truth that the data hold. `threads`: 0 is every usable core. `runtime`:
+    by default the one that the model was made for. `most_values` bounds what is kept of the baseline's outputs, over
+    all samples and outputs together (the default is 256 MB of float32): where they hold more (the logits of a masked
+    language model), the cosine and the relative error are taken over evenly spaced positions, at least one a sample.
+    The metric, the agreement and the search for NaN always see everything.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +45,7 @@ class CheckOptions(BaseModel):
     metric: str | None = None
     batch_size: int = Field(default=8, ge=1)
     threads: int = Field(default=0, ge=0)
-    runtime: Literal["onnxruntime", "pytorch", "triton"] = "onnxruntime"
+    runtime: RuntimeName | None = None
     most_values: int = Field(default=64 * 1024 * 1024, ge=1)
 
 
@@ -89,7 +90,7 @@ def check(
     metadata: dict[str, Any] = {}
     done = 0
     with open_session(model, runtime) as session, ReferenceWriter(out, len(samples), share) as writer:
-        for indices, batch in _batches(samples, described, options.batch_size):
+        for indices, batch in batches(samples, described.signature, options.batch_size):
             for sample, answer in splitter.split(indices, session(batch)):
                 per_position = {name: splitter.has_positions(name) for name in answer}
                 if reader:
@@ -151,16 +152,6 @@ CHECK = Stage(
 
 def _evidence(data: Artifact) -> str:
     return str(data.metadata.get("evidence", data.path.name))
-
-
-def _batches(samples: Samples, model: Model, size: int) -> Iterator[tuple[list[int], Arrays]]:
-    """All samples, of like length together. A graph whose batch axis is fixed gets exactly that many."""
-    fixed = model.signature.inputs[0].shape[0] if model.signature.inputs[0].shape else 1
-    if not isinstance(fixed, int):
-        yield from samples.batches(size)
-        return
-    for indices, _ in samples.batches(fixed):
-        yield indices, samples.batch([*indices, *indices[-1:] * (fixed - len(indices))])
 
 
 def _fidelity(

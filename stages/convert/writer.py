@@ -46,6 +46,12 @@ def write(model: Any, path: Path, limit_bytes: int = LIMIT_BYTES) -> None:
         initializers.update(whole)
     graph = document.graph.SerializeToString(deterministic=True)
     document.ClearField("graph")
+    # Fields in the order of their numbers, as protobuf writes them: OpenVINO knows an ONNX file by its first ones.
+    behind = type(document)()
+    for field, value in document.ListFields():
+        if field.number > document.GRAPH_FIELD_NUMBER:
+            getattr(behind, field.name).MergeFrom(value)
+            document.ClearField(field.name)
     weights = [(_header(name, value.const_value), value.const_value) for name, value in streamed.items()]
     length = len(graph) + sum(_field_size(len(header) + _field_size(weight.nbytes)) for header, weight in weights)
     with path.open("wb") as stream:
@@ -55,6 +61,7 @@ def write(model: Any, path: Path, limit_bytes: int = LIMIT_BYTES) -> None:
             stream.write(_INITIALIZER + _varint(len(header) + _field_size(weight.nbytes)) + header)
             stream.write(_RAW_DATA + _varint(weight.nbytes))
             _write_bytes(weight, stream)
+        stream.write(behind.SerializeToString(deterministic=True))
 
 
 def _header(name: str, weight: Any) -> bytes:

@@ -1,7 +1,8 @@
-"""What runs in the measured processes: one that imports the runtime and loads the inputs, and a fork of it a variant.
+"""What runs in the measured processes: one that imports a runtime and loads the inputs, and a fork of it a variant.
 
 A fork costs nothing, so that each variant has a process of its own (its cold start, its memory, its crash) for the
-price of one start of the interpreter.
+price of one start of the interpreter. A runtime is imported and not used before the fork: neither ONNX Runtime nor
+OpenVINO has started threads by then, which would be missing in the fork.
 """
 
 from __future__ import annotations
@@ -11,26 +12,32 @@ import importlib
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from calibration.samples import Samples
 from stages.artifact import Artifact
-from stages.runtime import RUNTIMES, Arrays, RuntimeOptions, Session, open_session
+from stages.runtime import RUNTIMES, Arrays, RuntimeName, RuntimeOptions, Session, open_session
+from stages.runtime.openvino import import_openvino
 
 __all__ = ["Job", "main"]
 
-_ENGINES = {"onnxruntime": "onnxruntime", "pytorch": "torch"}
+_ENGINES: Mapping[RuntimeName, Callable[[], object]] = {
+    "onnxruntime": partial(importlib.import_module, "onnxruntime"),
+    "openvino": import_openvino,
+}
 
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Job:
-    """`batches[size]` lists the samples of each batch; `variants` holds name, artifact and file descriptor of each."""
+    """The variants of one runtime, which `runtime.name` names. `batches[size]` lists the samples of each batch;
+    `variants` holds name, artifact and file descriptor of each."""
 
     data: Path
     batches: Mapping[int, Sequence[Sequence[int]]]
@@ -44,9 +51,9 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = Connection(descriptor)
     job: Job = control.recv()
+    assert job.runtime.name is not None
     importlib.import_module(RUNTIMES[job.runtime.name])
-    if job.runtime.name in _ENGINES:
-        importlib.import_module(_ENGINES[job.runtime.name])
+    _ENGINES[job.runtime.name]()
     empty = memory_bytes("VmRSS")
     samples = Samples.load(job.data)
     batches = {size: [samples.batch(batch) for batch in listed] for size, listed in job.batches.items()}

@@ -30,95 +30,51 @@ _LAST_WORDS_S = 10.0
 _START_S = 120.0
 
 
-class MeasuredProcesses:
-    """A process for every variant. Between its turns a process is stopped (SIGSTOP): the threads of ONNX Runtime spin
-    for some 40 ms after a call, which would be another variant's time, and switching the spinning off would measure
-    something that nobody serves.
+class _Parent:
+    """A process that has imported one runtime, and a fork of it for every variant of that runtime."""
 
-    `errors[name]` says why a variant can no longer be asked: it raised, was killed, or did not answer in `timeout_s`.
-    """
-
-    def __init__(
-        self,
-        models: Mapping[str, Path],
-        data: Path,
-        batches: Mapping[int, Sequence[Sequence[int]]],
-        runtime: RuntimeOptions,
-        timeout_s: float,
-    ) -> None:
-        self.errors: dict[str, str] = {}
-        self._timeout_s = timeout_s
+    def __init__(self, models: Mapping[str, Path], runtime: RuntimeOptions) -> None:
+        self.pids: dict[str, int] = {}
+        self._models = models
+        self._runtime = runtime
         self._ended: dict[str, int] = {}
         pairs = {name: socket.socketpair() for name in models}
         ours, theirs = socket.socketpair()
-        descriptors = [theirs.fileno(), *(pair[1].fileno() for pair in pairs.values())]
+        self._descriptors = {name: pair[1].fileno() for name, pair in pairs.items()}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(theirs.fileno())],
-            pass_fds=descriptors,
+            pass_fds=[theirs.fileno(), *self._descriptors.values()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
         self._control = Connection(ours.detach())
-        self._connections = {name: Connection(pair[0].detach()) for name, pair in pairs.items()}
-        variants = [(name, path, pairs[name][1].fileno()) for name, path in models.items()]
-        try:
-            self._control.send(Job(data, batches, variants, runtime))
-            theirs.close()
-            for _, other in pairs.values():
-                other.close()
-            self._pids = self._pids_when_ready()
-        except BaseException:
-            self.close()
-            raise
+        self.connections = {name: Connection(pair[0].detach()) for name, pair in pairs.items()}
+        for other in (theirs, *(pair[1] for pair in pairs.values())):
+            other.close()
 
-    def _pids_when_ready(self) -> dict[str, int]:
+    def start(self, data: Path, batches: Mapping[int, Sequence[Sequence[int]]]) -> None:
+        """Say what is to be measured."""
+        variants = [(name, path, self._descriptors[name]) for name, path in self._models.items()]
         try:
-            if self._control.poll(_START_S):
-                pids: dict[str, int] = self._control.recv()
-                return pids
+            self._control.send(Job(data, batches, variants, self._runtime))
+        except ConnectionError:
+            raise self._failure() from None
+
+    def wait_until_ready(self) -> None:
+        """Wait until the variants' processes exist. Raises `StageError` if they do not come."""
+        try:
+            if not self._control.poll(_START_S):
+                raise StageError(f"the measuring process of {self._runtime.name} was not ready within {_START_S:g} s")
+            self.pids = self._control.recv()
         except (EOFError, ConnectionError):
-            self._process.wait()
-            raise StageError(
-                f"the measuring process ended with {_exit_in_words(self._process.returncode)} before it began"
-            ) from None
-        raise StageError(f"the measuring process was not ready within {_START_S:g} s")
+            raise self._failure() from None
 
-    @property
-    def alive(self) -> list[str]:
-        """The variants that can still be asked, in the order they were given."""
-        return [name for name in self._connections if name not in self.errors]
+    def _failure(self) -> StageError:
+        code = _exit_in_words(self._process.wait())
+        return StageError(f"the measuring process of {self._runtime.name} ended with {code} before it began")
 
-    def ask(self, name: str, *request: Any) -> Any:
-        """Let one variant work on a request. Returns its answer, or None if it failed: see `errors`."""
-        connection = self._connections[name]
-        try:
-            os.kill(self._pids[name], signal.SIGCONT)
-            connection.send(request)
-            if not connection.poll(self._timeout_s):
-                self._fail(name, f"no answer within {self._timeout_s:g} s")
-                return None
-            kind, answer = connection.recv()
-        except (EOFError, ConnectionError, ProcessLookupError):
-            self._fail(name, _exit_in_words(self._exit_code(name)))
-            return None
-        if kind == "error":
-            self._fail(name, answer)
-            return None
-        self._signal(name, signal.SIGSTOP)
-        return answer
-
-    def _fail(self, name: str, error: str) -> None:
-        self.errors[name] = error
-        if name not in self._ended:
-            self._signal(name, signal.SIGKILL)
-            self._exit_code(name)
-
-    def _signal(self, name: str, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile, which the next question will find
-            os.kill(self._pids[name], number)
-
-    def _exit_code(self, name: str) -> int | None:
-        """What the parent of the variants tells of the end of one; None if it says nothing."""
+    def exit_code(self, name: str) -> int | None:
+        """What is told of the end of a variant's process; None if nothing is."""
         until = time.monotonic() + _LAST_WORDS_S
         try:
             while name not in self._ended and self._control.poll(max(0.0, until - time.monotonic())):
@@ -128,15 +84,98 @@ class MeasuredProcesses:
             return None
         return self._ended.get(name)
 
+    def send_signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a variant's process, unless it has ended."""
+        if name not in self._ended:
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile, which the next question will find
+                os.kill(self.pids[name], number)
+
     def close(self) -> None:
-        """End all processes."""
-        for connection in (self._control, *self._connections.values()):
+        """Hang up, which ends all processes."""
+        for connection in (self._control, *self.connections.values()):
             connection.close()
+
+    def wait(self) -> None:
+        """Wait for the end."""
         try:
             self._process.wait(timeout=_LAST_WORDS_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+class MeasuredProcesses:
+    """A process for every variant, forked from one that has imported its runtime and no other. Between its turns a
+    process is stopped (SIGSTOP): the threads of ONNX Runtime spin for some 40 ms after a call, which would be another
+    variant's time, and switching the spinning off would measure something that nobody serves.
+
+    `runtimes` says how each of `models` is opened; the name of the runtime must be given.
+
+    `errors[name]` says why a variant can no longer be asked: it raised, was killed, or did not answer in `timeout_s`.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Path],
+        data: Path,
+        batches: Mapping[int, Sequence[Sequence[int]]],
+        runtimes: Mapping[str, RuntimeOptions],
+        timeout_s: float,
+    ) -> None:
+        self.errors: dict[str, str] = {}
+        self._names = list(models)
+        self._timeout_s = timeout_s
+        self._parents: list[_Parent] = []
+        self._parent_of: dict[str, _Parent] = {}
+        try:
+            for runtime in dict.fromkeys(runtimes.values()):
+                own = {name: path for name, path in models.items() if runtimes[name] == runtime}
+                parent = _Parent(own, runtime)
+                self._parents.append(parent)
+                self._parent_of |= dict.fromkeys(own, parent)
+                parent.start(data, batches)
+            for parent in self._parents:
+                parent.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def alive(self) -> list[str]:
+        """The variants that can still be asked, in the order they were given."""
+        return [name for name in self._names if name not in self.errors]
+
+    def ask(self, name: str, *request: Any) -> Any:
+        """Let one variant work on a request. Returns its answer, or None if it failed: see `errors`."""
+        parent = self._parent_of[name]
+        connection = parent.connections[name]
+        try:
+            os.kill(parent.pids[name], signal.SIGCONT)
+            connection.send(request)
+            if not connection.poll(self._timeout_s):
+                self._fail(name, f"no answer within {self._timeout_s:g} s")
+                return None
+            kind, answer = connection.recv()
+        except (EOFError, ConnectionError, ProcessLookupError):
+            self._fail(name, _exit_in_words(parent.exit_code(name)))
+            return None
+        if kind == "error":
+            self._fail(name, answer)
+            return None
+        parent.send_signal(name, signal.SIGSTOP)
+        return answer
+
+    def _fail(self, name: str, error: str) -> None:
+        self.errors[name] = error
+        self._parent_of[name].send_signal(name, signal.SIGKILL)
+        self._parent_of[name].exit_code(name)
+
+    def close(self) -> None:
+        """End all processes."""
+        for parent in self._parents:
+            parent.close()
+        for parent in self._parents:
+            parent.wait()
 
     def __enter__(self) -> Self:
         return self

@@ -10,20 +10,20 @@ operators in FP32 anyway, and the same file would overflow on a GPU.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.statistics import Statistics
 from stages.artifact import Artifact
-from stages.convert.writer import write
 from stages.errors import StageError
 from stages.model import Model
 from stages.onnx_model import nodes, read_graph, weight_bytes
 from stages.progress import Progress
 from stages.quantise.variant import VariantConfig, build, write_variant
+from stages.taps import tapped_session
 from stages.trial import trial_batches
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _MASK_MAGNITUDE = 1e30
 class Fp16(VariantConfig):
     """16-bit floats. On a CPU it halves the file and gains no time: ONNX Runtime casts around most operators there.
 
-    `keep_fp32` are types of operators (`("Softmax", …)`) or names of nodes that stay in 32 bits.
+    `keep_fp32` are types of operators (`("Softmax", …)`) that stay in 32 bits, as what `exclude` names does.
     """
 
     precision: ClassVar[str] = "fp16"
@@ -48,11 +48,12 @@ class Fp16(VariantConfig):
     libraries: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx", "onnx-ir")
 
     type: Literal["fp16"] = "fp16"
+    runtime: Literal["onnxruntime"] = "onnxruntime"
     keep_fp32: tuple[str, ...] = ()
 
 
 @build.register
-def _(config: Fp16, model: Artifact, out: Path, progress: Progress) -> Artifact:
+def _(config: Fp16, model: Artifact, out: Path, progress: Progress, statistics: Statistics | None) -> Artifact:
     """Raises `StageError` if the model has no 32-bit weights."""
     import onnx_ir
 
@@ -67,12 +68,12 @@ def _(config: Fp16, model: Artifact, out: Path, progress: Progress) -> Artifact:
         for node in nodes(graph)
         if any(value is not None and value.name in large for value in (*node.inputs, *node.outputs))
     }
+    excluded = {str(node.name) for node in nodes(graph) if {node.name, node.outputs[0].name} & set(config.exclude)}
     progress.update(f"converting to 16-bit floats; {len(overflowing)} operators keep their range of 32 bits")
     proto = onnx_ir.to_proto(graph)
     del graph  # its weights are in the message now
-    converted = onnx_ir.from_proto(_convert(proto, {*config.keep_fp32, *overflowing}))
+    converted = onnx_ir.from_proto(_convert(proto, {*config.keep_fp32, *overflowing, *excluded}))
     _drop_narrowing_detours(converted)
-    _forget_types(converted)
     converted.graph.sort()
     if not any(
         value.const_value is not None and value.const_value.dtype == onnx_ir.DataType.FLOAT16
@@ -154,42 +155,24 @@ def _drop_narrowing_detours(graph: ir.Model) -> None:
     RemoveUnusedNodesPass()(graph)
 
 
-def _forget_types(graph: ir.Model) -> None:
-    """Drop what was declared of inner values: the engine infers it, and a stale declaration would stop it."""
-    for node in nodes(graph):
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.type = None
-                value.shape = None
-
-
 def _large_values(graph: ir.Model, batches: list[dict[str, NDArray[Any]]]) -> set[str]:
     """The names of the values that leave FP16's range when the graph answers `batches`."""
     import onnx_ir
 
-    from stages.runtime.onnxruntime import OnnxRuntimeSession
-
-    outputs = graph.graph.outputs
-    count = len(outputs)
-    outputs.extend(
+    inner = [
         value
         for node in graph.graph
         for value in node.outputs
-        if value.dtype == onnx_ir.DataType.FLOAT and value.uses() and not value.is_graph_output()
-    )
+        if value.dtype == onnx_ir.DataType.FLOAT and value.uses()
+    ]
     large: set[str] = set()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "every_value.onnx"
-        write(graph, path)
-        while len(outputs) > count:
-            outputs.pop()
-        with OnnxRuntimeSession(path) as session:
-            for batch in batches:
-                try:
-                    values = session.run(batch)
-                except StageError:
-                    continue  # a size that the model does not take
-                large |= {name for name, array in values.items() if _overflows(array)}
+    with tapped_session(graph, inner) as session:
+        for batch in batches:
+            try:
+                values = session.run(batch)
+            except StageError:
+                continue  # a size that the model does not take
+            large |= {name for name, array in values.items() if _overflows(array)}
     return large
 
 

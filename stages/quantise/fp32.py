@@ -1,14 +1,15 @@
-"""The baseline: the model as it was converted."""
+"""FP32: the model as it was converted. In ONNX Runtime it is the baseline; in OpenVINO a variant like any other."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from calibration.statistics import Statistics
 from stages.artifact import Artifact
-from stages.onnx_model import copy_model
+from stages.onnx_model import copy_model, read_graph, weight_bytes
 from stages.progress import Progress
-from stages.quantise.variant import VariantConfig, build
+from stages.quantise.variant import VariantConfig, build, write_variant
 
 __all__ = ["Fp32"]
 
@@ -18,10 +19,15 @@ class Fp32(VariantConfig):
 
     precision: ClassVar[str] = "fp32"
     targets: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    smaller: ClassVar[bool] = False
 
     type: Literal["fp32"] = "fp32"
 
 
 @build.register
-def _(config: Fp32, model: Artifact, out: Path, progress: Progress) -> Artifact:
-    return copy_model(model, out)
+def _(config: Fp32, model: Artifact, out: Path, progress: Progress, statistics: Statistics | None) -> Artifact:
+    if config.runtime == "onnxruntime":
+        return copy_model(model, out)
+    progress.update("writing OpenVINO's form of the graph")
+    graph = read_graph(model)
+    return write_variant(graph, model, out, config, weight_bytes(graph))

@@ -17,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from calibration.statistics import Statistics
 from stages.artifact import Artifact
 from stages.errors import StageError
 from stages.model import Model
@@ -38,7 +39,6 @@ class Int8Dynamic(VariantConfig):
     `convolutions`: quantise ungrouped convolutions too. It decides the size of a convolutional network; the time is
     about that of FP32. Grouped (depthwise) ones stay: their integer form is many times slower.
     `reduce_range`: 7-bit weights, for x86 processors without VNNI instructions, where sums of 8-bit products saturate.
-    `exclude`: names of nodes that stay in FP32.
     """
 
     precision: ClassVar[str] = "int8"
@@ -46,15 +46,15 @@ class Int8Dynamic(VariantConfig):
     libraries: ClassVar[tuple[str, ...]] = ("onnx-ir", "onnxruntime")
 
     type: Literal["int8-dynamic"] = "int8-dynamic"
+    runtime: Literal["onnxruntime"] = "onnxruntime"
     per_channel: bool = True
     embeddings: bool = True
     convolutions: bool = True
     reduce_range: bool = False
-    exclude: tuple[str, ...] = ()
 
 
 @build.register
-def _(config: Int8Dynamic, model: Artifact, out: Path, progress: Progress) -> Artifact:
+def _(config: Int8Dynamic, model: Artifact, out: Path, progress: Progress, statistics: Statistics | None) -> Artifact:
     """Raises `StageError` if the model has no operator with constant weights that this variant quantises."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -65,8 +65,9 @@ def _(config: Int8Dynamic, model: Artifact, out: Path, progress: Progress) -> Ar
     expand_attention(graph)
     rewriter = IntegerOperators(graph, config.per_channel, config.reduce_range)
     promised: Counter[str] = Counter()
+    excluded = set(config.exclude)
     for node in list(graph.graph):
-        if node.name in config.exclude:
+        if {node.name, node.outputs[0].name} & excluded:
             continue
         if rewriter.matmul(node):
             promised["MatMulInteger"] += 1

@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.fuse import FUSED_DOMAIN
+from stages.quantise.operators import SMALLEST_TABLE, float_constant, matrix_product
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = ["IntegerOperators", "quantise_weight"]
-
-# A table smaller than this gains less than its extra operators cost.
-_SMALLEST_TABLE = 2**16
 
 
 def quantise_weight(
@@ -55,7 +52,7 @@ class IntegerOperators:
 
     def matmul(self, node: ir.Node) -> bool:
         """`MatMul`, `Gemm` or `FusedMatMul` of an activation and a constant matrix → `MatMulInteger`."""
-        product = _matrix_product(node)
+        product = matrix_product(node)
         if product is None:
             return False
         weight, bias = product
@@ -80,7 +77,7 @@ class IntegerOperators:
         The weights are stored as uint8 with the zero point 128: ONNX Runtime's kernel takes one zero point for all
         channels, and is 2.5 times slower with signed weights.
         """
-        weight = _float_constant(node.inputs[1]) if (node.domain, node.op_type) == ("", "Conv") else None
+        weight = float_constant(node.inputs[1]) if (node.domain, node.op_type) == ("", "Conv") else None
         if weight is None or node.attributes.get_int("group", 1) != 1 or weight.ndim < 3:
             return False
         assert node.inputs[0] is not None and node.inputs[1] is not None
@@ -102,8 +99,8 @@ class IntegerOperators:
 
     def embedding(self, node: ir.Node) -> bool:
         """A `Gather` of rows from a large constant table → the same of 8-bit rows, and of the rows' scales."""
-        table = _float_constant(node.inputs[0]) if (node.domain, node.op_type) == ("", "Gather") else None
-        if table is None or table.ndim != 2 or table.size < _SMALLEST_TABLE or node.attributes.get_int("axis", 0) != 0:
+        table = float_constant(node.inputs[0]) if (node.domain, node.op_type) == ("", "Gather") else None
+        if table is None or table.ndim != 2 or table.size < SMALLEST_TABLE or node.attributes.get_int("axis", 0) != 0:
             return False
         assert node.inputs[0] is not None
         # An axis of ones beside the rows: the gathered scales are broadcast over the gathered rows.
@@ -147,7 +144,7 @@ class IntegerOperators:
         self, made: list[ir.Node], accumulated: ir.Value, x_scale: ir.Value, w_scale: ir.Value, name: str
     ) -> ir.Value:
         floats = self._cast(made, accumulated, f"{name}_float")
-        scale = self._op(made, "Mul", [x_scale, w_scale], f"{name}_scale")
+        scale = self._op(made, "Mul", [x_scale, w_scale], f"{name}_factor")
         return self._op(made, "Mul", [floats, scale], f"{name}_scaled")
 
     def _cast(self, made: list[ir.Node], value: ir.Value, name: str) -> ir.Value:
@@ -183,49 +180,3 @@ class IntegerOperators:
         import onnx_ir
 
         onnx_ir.convenience.replace_nodes_and_values(self._graph, node, [node], made, [node.outputs[0]], [result])
-
-
-def _matrix_product(node: ir.Node) -> tuple[NDArray[np.float32], NDArray[np.float32] | None] | None:
-    """The constant matrix [in, out] of a product, its factor multiplied in, and its constant bias.
-
-    None for what is no product of an activation by a constant matrix, or one that `MatMulInteger` cannot express.
-    """
-    kind = (node.domain, node.op_type)
-    if kind not in (("", "MatMul"), ("", "Gemm"), (FUSED_DOMAIN, "FusedMatMul")):
-        return None
-    if any(node.attributes.get_int(name, 0) for name in ("transA", "transBatchA", "transBatchB")):
-        return None
-    weight = _float_constant(node.inputs[1])
-    if weight is None or weight.ndim != 2 or _float_constant(node.inputs[0]) is not None:
-        return None
-    bias = None
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        bias = _float_constant(node.inputs[2])
-        if bias is None:
-            return None
-        bias = bias * np.float32(node.attributes.get_float("beta", 1.0))
-    if node.attributes.get_int("transB", 0):
-        weight = weight.T
-    return np.ascontiguousarray(weight) * np.float32(node.attributes.get_float("alpha", 1.0)), bias
-
-
-def _float_constant(value: ir.Value | None) -> NDArray[np.float32] | None:
-    """The float32 array of an initialiser, or of a transposition or concatenation of initialisers."""
-    import onnx_ir
-
-    if value is None:
-        return None
-    tensor = onnx_ir.convenience.get_const_tensor(value)
-    if tensor is not None:
-        return tensor.numpy() if tensor.dtype == onnx_ir.DataType.FLOAT else None
-    node = value.producer()
-    if node is None or node.domain != "" or node.op_type not in ("Transpose", "Concat"):
-        return None
-    parts = [_float_constant(part) for part in node.inputs]
-    arrays = [part for part in parts if part is not None]
-    if len(arrays) != len(parts):
-        return None
-    if node.op_type == "Transpose":
-        order = node.attributes.get("perm")
-        return np.transpose(arrays[0], order.as_ints() if order is not None else None)
-    return np.concatenate(arrays, axis=node.attributes.get_int("axis"))

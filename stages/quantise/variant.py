@@ -1,50 +1,89 @@
-"""What every variant has in common: its config, the function that its handler extends, and what it must hold to."""
+"""What every variant has in common: its config, the function that its handler extends, and what it must hold to.
+
+Every variant is made as an ONNX graph. For OpenVINO that graph is then turned into its IR.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from functools import singledispatch
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from stages.artifact import Artifact
+from calibration.statistics import Statistics
+from stages.artifact import Artifact, link
 from stages.errors import StageError
 from stages.model import ASSETS, Model
-from stages.onnx_model import weight_bytes, write_model
+from stages.onnx_model import nodes, weight_bytes, write_model
 from stages.progress import Progress
-from stages.trial import Answer, Runtime, trial_answers, trial_batches
+from stages.trial import Answer, trial_answers, trial_batches
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["NonFiniteError", "VariantConfig", "build", "write_variant"]
+__all__ = ["NonFiniteError", "Runtime", "VariantConfig", "build", "write_variant"]
+
+Runtime = Literal["onnxruntime", "openvino"]
 
 
 class VariantConfig(BaseModel):
     """The parameters of one variant. The class says what it is, its fields how it is made.
 
-    `name` is what the variant is called in results, records and the release; it defaults to the type.
-    A subclass adds `type: Literal["…"]`, its parameters, and these declarations:
+    `runtime` is what runs the result. `name` is what the variant is called in results, records and the release; it
+    defaults to the type, with the runtime behind it where that is not the type's usual one: `int8-static-openvino`.
+    `exclude` names operators that stay as they are, by the name of their node or of their first output.
+
+    A subclass adds `type: Literal["…"]`, its parameters, a narrower `runtime` if not every one makes sense, and these
+    declarations:
 
     - `precision`: what `Model.precision` says of the result
-    - `runtime`: what runs the result
     - `targets`: where that can be done
-    - `libraries`: the distributions whose versions decide the result
-    - `needs_data`: whether calibration data are needed to make it
+    - `libraries`: the distributions whose versions decide the result (its runtime aside)
+    - `smaller`: whether its weights must take less room than the baseline's
+
+    and overrides `needs_data` and `needs_gram` if it learns from calibration data.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     precision: ClassVar[str]
-    runtime: ClassVar[Runtime] = "onnxruntime"
     targets: ClassVar[tuple[str, ...]]
     libraries: ClassVar[tuple[str, ...]] = ()
-    needs_data: ClassVar[bool] = False
+    smaller: ClassVar[bool] = True
 
     type: str
-    name: str = Field(default_factory=lambda data: data["type"], pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    runtime: Runtime = "onnxruntime"
+    name: str = Field(default_factory=lambda data: _usual_name(data), pattern=r"^[a-z0-9][a-z0-9._-]*(\+fallback)?$")
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether statistics of calibration data are needed to make it."""
+        return False
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether these must hold second moments of the activations, which takes room and time."""
+        return False
+
+    @property
+    def arithmetic(self) -> Literal["fp32", "bf16"]:
+        """What is computed in where nothing is quantised (`Model.arithmetic`)."""
+        return "fp32"
+
+    @property
+    def takes_fused_graph(self) -> bool:
+        """Whether it can be made from a graph with ONNX Runtime's fused operators."""
+        return self.runtime == "onnxruntime" and not self.needs_data
+
+
+def _usual_name(data: dict[str, Any]) -> str:
+    if "runtime" not in data:  # it was refused
+        return str(data["type"])
+    return data["type"] if data["runtime"] == "onnxruntime" else f"{data['type']}-{data['runtime']}"
 
 
 class NonFiniteError(StageError):
@@ -52,8 +91,13 @@ class NonFiniteError(StageError):
 
 
 @singledispatch
-def build(config: VariantConfig, model: Artifact, out: Path, progress: Progress) -> Artifact:
-    """Write the form of `model` that `config` describes into `out`. Each variant's file registers its own."""
+def build(
+    config: VariantConfig, model: Artifact, out: Path, progress: Progress, statistics: Statistics | None
+) -> Artifact:
+    """Write the form of `model` that `config` describes into `out`. Each variant's file registers its own.
+
+    `statistics` are there if the config needs data: those of the activations of this very graph.
+    """
     raise TypeError(f"no handler is registered for {type(config).__name__}")
 
 
@@ -63,33 +107,82 @@ def write_variant(graph: ir.Model, model: Artifact, out: Path, config: VariantCo
     `bytes_before` are the bytes of the model's weights (`weight_bytes`).
 
     Raises `StageError` if the weights are not smaller than that, if the signature has changed, or if the graph does not
-    open or fails on a random batch that the model takes, and `NonFiniteError` if its answers are not finite there.
+    open in its runtime or fails on a random batch that the model takes, and `NonFiniteError` if its answers are not
+    finite there.
     """
     about = Model.of(model)
     bytes_after = weight_bytes(graph)
-    if bytes_after >= bytes_before:
+    if config.smaller and bytes_after >= bytes_before:
         raise StageError(
             f"{config.name} made the weights no smaller: {bytes_after:,} bytes, and {bytes_before:,} before it"
         )
     batches = trial_batches(graph, about.signature)
-    variant = write_model(
-        graph,
-        out,
-        signature=about.signature,
-        task=about.task,
-        precision=config.precision,
-        fused=about.fused,
-        labels=about.labels,
-        assets=model.path / ASSETS,
-        made_from={"model": model},
-    )
-    answers = trial_answers(variant, batches, config.runtime)
+    _forget(graph)
+    if config.runtime == "openvino":
+        variant = _write_ir(graph, model, out, config)
+    else:
+        variant = write_model(
+            graph,
+            out,
+            signature=about.signature,
+            task=about.task,
+            precision=config.precision,
+            fused=about.fused,
+            labels=about.labels,
+            assets=model.path / ASSETS,
+            made_from={"model": model},
+        )
+    answers = trial_answers(variant, batches)
     if any(_troubled(answer) for answer in answers):
         # Trouble is the variant's own only where the model itself has none: only then is the model opened as well.
         for answer, expected in zip(answers, trial_answers(model, batches), strict=True):
             if _troubled(answer) and not _troubled(expected):
                 _raise(config, answer)
     return variant
+
+
+def _write_ir(graph: ir.Model, model: Artifact, out: Path, config: VariantConfig) -> Artifact:
+    """Write the graph as OpenVINO's IR. `Model.operators` counts those of the ONNX graph that it was made from."""
+    from stages.runtime.openvino import write_ir
+
+    with tempfile.TemporaryDirectory() as folder:
+        about = Model.of(model)
+        written = write_model(graph, Path(folder), signature=about.signature, task=about.task, labels=about.labels)
+        described = Model.of(written)
+        half = config.precision == "bf16"
+        file = write_ir(described.path(written), out, half=half)
+        _ensure_small(file.with_suffix(".bin"), weight_bytes(graph) // (2 if half else 1), config)
+    for name in model.files:
+        if name.startswith(f"{ASSETS}/"):
+            link(model.path / name, out / name)
+    described = described.model_copy(
+        update={
+            "file": file.name,
+            "runtime": config.runtime,
+            "precision": config.precision,
+            "arithmetic": config.arithmetic,
+        }
+    )
+    return Artifact.write(out, "model", described.model_dump(mode="json"), {"model": model})
+
+
+def _forget(graph: ir.Model) -> None:
+    """Drop the names of nodes and what was declared of inner values. Engines infer the types, and would stop at a stale
+    one; in a small model names and types take as much room as quantised weights."""
+    for node in nodes(graph):
+        node.name = ""
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.type = None
+                value.shape = None
+
+
+def _ensure_small(weights: Path, expected: int, config: VariantConfig) -> None:
+    """OpenVINO may turn what it does not know as compressed back into floats while it reads the graph."""
+    if weights.stat().st_size > 1.1 * expected + 2**16:
+        raise StageError(
+            f"{config.name}: OpenVINO wrote {weights.stat().st_size:,} bytes of weights, {expected:,} were quantised"
+        )
 
 
 def _troubled(answer: Answer) -> bool:

@@ -15,16 +15,19 @@ from pydantic import BaseModel, ConfigDict
 
 from model_repository.signature import Signature
 from stages.artifact import Artifact
-from stages.errors import InputError
+from stages.model import Model
 
-__all__ = ["RUNTIMES", "Arrays", "RuntimeOptions", "Session", "open_session"]
+__all__ = ["RUNTIMES", "Arrays", "RuntimeName", "RuntimeOptions", "Session", "open_session", "runtime_of"]
+
+RuntimeName = Literal["onnxruntime", "openvino", "pytorch", "triton"]
 
 Arrays = Mapping[str, NDArray[Any]]
 """Named arrays, the first axis of each the batch."""
 
 
 class RuntimeOptions(BaseModel):
-    """How a session is opened. `threads` = 0 takes every core that the process may use.
+    """How a session is opened. `name`: by default the runtime that the artifact was made for (`runtime_of`). `threads`
+    = 0 takes every core that the process may use.
 
     `spinning`: whether threads that wait for work stay busy, as ONNX Runtime's do unless told otherwise. It answers a
     little sooner and burns a core; for work whose speed nobody measures it is a waste.
@@ -32,7 +35,7 @@ class RuntimeOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["onnxruntime", "pytorch", "triton"] = "onnxruntime"
+    name: RuntimeName | None = None
     threads: int = 0
     spinning: bool = True
     address: str = ""
@@ -61,6 +64,7 @@ class Session(Protocol):
 
 RUNTIMES: dict[str, str] = {
     "onnxruntime": "stages.runtime.onnxruntime",
+    "openvino": "stages.runtime.openvino",
     "pytorch": "stages.runtime.pytorch",
     "triton": "stages.runtime.triton",
 }
@@ -68,12 +72,20 @@ RUNTIMES: dict[str, str] = {
 
 
 def open_session(artifact: Artifact, options: RuntimeOptions | None = None) -> Session:
-    """Open `artifact` in the runtime that `options` names.
+    """Open `artifact` in the runtime that `options` names, or in its own.
 
     Raises `InputError` if the artifact cannot be loaded, `RequirementError` if the runtime is not installed.
     """
     options = options or RuntimeOptions()
-    if options.name not in RUNTIMES:
-        raise InputError(f"there is no runtime {options.name!r}; there are {', '.join(RUNTIMES)}")
-    session: Session = importlib.import_module(RUNTIMES[options.name]).open_session(artifact, options)
+    session: Session = importlib.import_module(RUNTIMES[options.name or runtime_of(artifact)]).open_session(
+        artifact, options
+    )
     return session
+
+
+def runtime_of(artifact: Artifact) -> RuntimeName:
+    """What an artifact was made for: a model says it, a source is PyTorch's.
+
+    Raises `InputError` for an artifact of another kind.
+    """
+    return "pytorch" if artifact.kind == "source" else Model.of(artifact).runtime

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from model_repository.signature import DType, Signature, TensorSpec
@@ -15,6 +14,7 @@ from stages.artifact import Artifact
 from stages.errors import InputError, RequirementError, StageError
 from stages.model import Model
 from stages.runtime import Arrays, RuntimeOptions
+from stages.runtime.batch import mismatch, numpy_dtype
 
 __all__ = ["OnnxRuntimeSession", "open_session", "signature_of"]
 
@@ -64,7 +64,7 @@ class OnnxRuntimeSession:
     ) -> None:
         self._session: Any = _inference_session(path, threads or len(os.sched_getaffinity(0)), spinning=spinning)
         self._signature = signature or _signature(self._session)
-        self._dtypes = {tensor.name: _numpy_dtype(tensor.dtype) for tensor in self._signature.inputs}
+        self._dtypes = {tensor.name: numpy_dtype(tensor.dtype) for tensor in self._signature.inputs}
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     @property
@@ -75,7 +75,7 @@ class OnnxRuntimeSession:
         if batch.keys() != self._dtypes.keys() or any(
             batch[name].dtype != dtype for name, dtype in self._dtypes.items()
         ):
-            raise InputError(_mismatch(batch, self._signature))
+            raise InputError(mismatch(batch, self._signature))
         return self.run(batch)
 
     def run(self, batch: Arrays) -> dict[str, NDArray[Any]]:
@@ -154,29 +154,3 @@ def _spec(value: Any) -> TensorSpec:
         for position, axis in enumerate(value.shape)
     )
     return TensorSpec(name=value.name, dtype=_DTYPES[value.type], shape=shape)
-
-
-def _numpy_dtype(dtype: DType) -> Any:
-    if dtype == "string":
-        return np.dtype(object)
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(dtype)
-
-
-def _mismatch(batch: Arrays, signature: Signature) -> str:
-    wanted = {tensor.name: tensor.dtype for tensor in signature.inputs}
-    missing = [name for name in wanted if name not in batch]
-    unknown = [name for name in batch if name not in wanted]
-    if missing or unknown:
-        said = [f"lacks {', '.join(missing)}"] if missing else []
-        said += [f"has {', '.join(unknown)} that the model does not know"] if unknown else []
-        return f"the batch {' and '.join(said)}; the model's inputs are {', '.join(wanted)}"
-    wrong = [
-        f"{name} is {batch[name].dtype}, the model takes {dtype}"
-        for name, dtype in wanted.items()
-        if batch[name].dtype != _numpy_dtype(dtype)
-    ]
-    return "; ".join(wrong)

@@ -16,9 +16,9 @@ from stages.source.exported import input_names
 from stages.source.pickles import refuse_pickle
 from stages.source.python_function import write_program
 
-__all__ = ["download", "trace", "unpack"]
+__all__ = ["NO_SUCH", "download", "trace", "unpack"]
 
-_NO_SUCH = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND", "ENDPOINT_NOT_FOUND"}
+NO_SUCH = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND", "ENDPOINT_NOT_FOUND"}
 
 
 def download(reference: str, tracking_uri: str | None, scratch: Path) -> Path:
@@ -41,7 +41,7 @@ def download(reference: str, tracking_uri: str | None, scratch: Path) -> Path:
     try:
         root = mlflow.artifacts.download_artifacts(artifact_uri=reference, dst_path=str(scratch / "download"))
     except MlflowException as error:
-        if error.error_code in _NO_SUCH:
+        if error.error_code in NO_SUCH:
             raise InputError(f"{reference} is not in MLflow at {where}: {error.message}") from error
         raise RequirementError(f"{reference} cannot be had from MLflow at {where}: {error.message}") from error
     except OSError as error:

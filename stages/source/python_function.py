@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from calibration.errors import DataError
+from calibration.functions import import_function
 from stages.errors import InputError
 from stages.model import Task
 from stages.source.exported import Axes, export, input_names, save
@@ -26,25 +26,11 @@ def bring(reference: str, out: Path, task: Task | None) -> dict[str, Any]:
     Returns the metadata of the source artifact. Raises `InputError` if the function cannot be had or gives
     something else.
     """
-    name, _, function = reference.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
     try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-            raise InputError(f"{reference!r}: there is no module {error.name!r} on the Python path or here") from error
-        raise
-    finally:
-        sys.path.remove(here)
-    found = module
-    for part in function.split("."):
-        if not hasattr(found, part):
-            raise InputError(f"{reference!r}: the module {name} has no {function!r}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise InputError(f"{reference!r} is no function but a {type(found).__name__}")
-    return write_program(found(), reference, out, task)
+        function = import_function(reference)
+    except DataError as error:
+        raise InputError(str(error)) from error
+    return write_program(function(), reference, out, task)
 
 
 def bring_pickle(path: Path, out: Path, task: Task | None) -> dict[str, Any]:

@@ -25,13 +25,17 @@ _BURSTS = 8
 
 
 class Trial:
-    """`samples`, number `chosen[i]` of the data each, asked of a server (`Session`) and of this process (`local`)."""
+    """`samples`, number `chosen[i]` of the data each, asked of a server (`Session`) and of this process (`local`).
+
+    `request_size`: how many samples a request may hold. `max_batch_size`: how many Triton puts together, 0 for none.
+    """
 
     def __init__(
         self,
         local: Session,
         chosen: list[int],
         samples: Samples,
+        request_size: int,
         max_batch_size: int,
         concurrency: int,
         progress: Progress,
@@ -41,8 +45,9 @@ class Trial:
         self._samples = samples
         self._progress = progress
         self._alone: dict[int, dict[str, NDArray[Any]]] = {}
-        self.max_batch_size = max_batch_size
-        self.concurrency = concurrency
+        self._request_size = request_size
+        self._max_batch_size = max_batch_size
+        self._concurrency = concurrency
         # In equal shapes, because Triton puts only such requests together; the shorter half, to pad little.
         shortest_first = np.argsort(samples.lengths(), kind="stable").tolist()
         self._members = shortest_first[: max(2 * concurrency, len(samples) // 2)]
@@ -54,15 +59,13 @@ class Trial:
         """Each sample in a request of its own, one after the other, in its own length."""
         self._progress.update(f"asking {comparison.requests}")
         for position, sample in enumerate(self._chosen):
-            request = self._samples.batch([position])
-            if position not in self._alone:
-                self._alone[position] = self._local(request)
-            comparison.hold([sample], self._alone[position], session(request))
+            answer = session(self._samples.batch([position]))
+            comparison.hold([sample], self._answer_alone(position), answer)
         return comparison
 
     def in_batches(self, session: Session, comparison: Comparison) -> Comparison:
-        """Full batches of `max_batch_size`, put together here: the shortest samples, and the longest."""
-        size = min(self.max_batch_size, len(self._samples))
+        """Requests of `request_size` samples, put together here: the shortest, and the longest."""
+        size = min(self._request_size, len(self._samples))
         if size > 1:
             self._progress.update(f"asking {comparison.requests}")
             by_length = np.argsort(self._samples.lengths(), kind="stable").tolist()
@@ -71,10 +74,19 @@ class Trial:
                 comparison.hold([self._chosen[p] for p in positions], self._local(request), session(request))
         return comparison
 
+    def shift(self, session: Session) -> dict[str, float]:
+        """By output: the largest difference of the answers of another `session` in this process, samples alone."""
+        largest: dict[str, float] = {}
+        for position in range(len(self._chosen)):
+            other = session(self._samples.batch([position]))
+            for name, own in self._answer_alone(position).items():
+                largest[name] = max(difference(own, other[name]), largest.get(name, 0.0))
+        return largest
+
     def drift(self) -> dict[str, float]:
         """By output: the largest difference of a sample's answer in a batch from its answer alone, in this process."""
         largest: dict[str, float] = {}
-        for size in sorted({2, self.max_batch_size}):
+        for size in sorted({2, self._max_batch_size}):
             for start in range(0, len(self._alike) - size + 1, size):
                 members = range(start, start + size)
                 batch = {
@@ -85,14 +97,14 @@ class Trial:
                     for name, alone in self._answer(member).items():
                         off = difference(alone, answers[name][offset : offset + 1])
                         largest[name] = max(off, largest.get(name, 0.0))
-        return largest if self.max_batch_size > 1 else {}
+        return largest if self._max_batch_size > 1 else {}
 
     def at_once(self, session: TritonSession, comparison: Comparison, server: Server, name: str) -> tuple[int, int]:
         """Samples of one shape, `concurrency` requests in flight. Returns how many requests and executions there were.
 
         Whether requests meet in the server's queue is a matter of timing, so it may take several bursts.
         """
-        concurrency = self.concurrency
+        concurrency = self._concurrency
         self._progress.update(f"asking {comparison.requests}")
         before = _counted(server, name, 0)
         burst = [index % len(self._alike) for index in range(max(len(self._alike), 4 * concurrency))]
@@ -102,12 +114,17 @@ class Trial:
                 comparison.hold([self._chosen[self._members[member]]], self._answer(member), answer)
             requests += len(burst)
             executions = _counted(server, name, before[0] + requests)[1] - before[1]
-            if executions < requests or self.max_batch_size <= 1 or concurrency == 1:
+            if executions < requests or self._max_batch_size <= 1 or concurrency == 1:
                 return requests, executions
         raise StageError(
             f"the server does not batch: {requests} requests, {concurrency} in flight, took {executions} executions "
-            f"although max_batch_size is {self.max_batch_size}. Does the configuration have `dynamic_batching`?"
+            f"although max_batch_size is {self._max_batch_size}. Does the configuration have `dynamic_batching`?"
         )
+
+    def _answer_alone(self, position: int) -> dict[str, NDArray[Any]]:
+        if position not in self._alone:
+            self._alone[position] = self._local(self._samples.batch([position]))
+        return self._alone[position]
 
     def _answer(self, member: int) -> dict[str, NDArray[Any]]:
         while len(self._alike_answers) <= member:

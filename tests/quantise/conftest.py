@@ -1,4 +1,5 @@
-"""Real models in their converted form: MiniLM, and a small convolutional network that has learnt handwritten digits."""
+"""Real models in their converted form, with what calibration says of them: MiniLM, and a small convolutional network
+that has learnt handwritten digits."""
 
 from __future__ import annotations
 
@@ -15,10 +16,13 @@ import pytest
 from numpy.typing import NDArray
 
 from stages.artifact import Artifact
+from stages.calibrate import CalibrateOptions, calibrate
 from stages.convert import convert
 from stages.fuse import FuseOptions, fuse
-from stages.model import ASSETS
+from stages.model import ASSETS, Model
 from stages.onnx_model import signature_of, write_model
+from stages.prepare import PrepareOptions, locate_data, prepare
+from stages.progress import SILENT
 from stages.runtime import open_session
 from stages.source import locate
 from stages.variants import parse_variant, quantise
@@ -39,7 +43,34 @@ def minilm_fused(minilm: Artifact, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Artifact, str | Mapping[str, Any]], Artifact]:
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Artifact], Artifact]:
+    """The statistics of a model, from docstrings of the standard library or from digits that it was trained on."""
+    made: dict[str, Artifact] = {}
+
+    def statistics_of(model: Artifact) -> Artifact:
+        if model.digest not in made:
+            data = tmp_path_factory.mktemp("calibration")
+            if Model.of(model).task == "image-classification":
+                from sklearn.datasets import load_digits
+
+                np.savez(data / "digits.npz", image=load_digits().images[:128, None].astype(np.float32) / 16)
+                options = PrepareOptions(role="calibration")
+                given = locate_data(str(data / "digits.npz"))
+            else:
+                options = PrepareOptions(role="calibration", samples=96, max_length=64)
+                given = None
+            samples = prepare(model, options, tmp_path_factory.mktemp("samples"), SILENT, given)
+            out = tmp_path_factory.mktemp("statistics")
+            made[model.digest] = calibrate(model, samples, CalibrateOptions(gram=True), out)
+        return made[model.digest]
+
+    return statistics_of
+
+
+@pytest.fixture(scope="session")
+def make(
+    tmp_path_factory: pytest.TempPathFactory, calibrated: Callable[[Artifact], Artifact]
+) -> Callable[[Artifact, str | Mapping[str, Any]], Artifact]:
     """Make a variant, or take the one that another test made."""
     made: dict[str, Artifact] = {}
 
@@ -47,7 +78,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Artifact, str | 
         config = parse_variant(spec)
         key = f"{model.digest} {config!r}"
         if key not in made:
-            made[key] = quantise(model, config, tmp_path_factory.mktemp(config.name))
+            statistics = calibrated(model) if config.needs_data else None
+            made[key] = quantise(model, config, tmp_path_factory.mktemp(config.name), SILENT, statistics)
         return made[key]
 
     return variant
@@ -145,6 +177,15 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         labels=tuple("0123456789"),
         assets=out / ASSETS,
     )
+
+
+@pytest.fixture(scope="session")
+def digits_images() -> NDArray[np.float32]:
+    """597 digits that were not trained on: [597, 1, 8, 8], 0 to 1."""
+    from sklearn.datasets import load_digits
+
+    images: NDArray[np.float32] = load_digits().images[1200:, None].astype(np.float32) / 16
+    return images
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from stages.artifact import Artifact, link
 from stages.model import Model
 from stages.package import PackageOptions, package
 from stages.runtime.onnxruntime import signature_of
+from stages.variants import parse_variant, quantise
 
 WORDS = """
     <ir_version: 8, opset_import: ["" : 17]>
@@ -23,6 +24,10 @@ TABLE = """
     table (int64[batch, length] ids) => (float[batch, length] values)
     <float[4] weights = {10, 20, 30, 40}>
     { values = Gather(weights, ids) }
+"""
+SUM = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    sum (float[batch, m] a, float[batch, n] b) => (float[batch, k] total) { total = Add(a, b) }
 """
 FIXED = """
     <ir_version: 8, opset_import: ["" : 17]>
@@ -48,6 +53,11 @@ def make_model(path: Path, graph: Path, precision: str = "fp32") -> Artifact:
 def release_of(path: Path, model: Artifact, name: str, **options: Any) -> Released:
     path.mkdir(parents=True)
     return Released(model, package(model=model, options=PackageOptions(name=name, threads=1, **options), out=path))
+
+
+def in_openvino(path: Path, model: Artifact, name: str, variant: str, **options: Any) -> Released:
+    (path / "ir").mkdir(parents=True)
+    return release_of(path / "release", quantise(model, parse_variant(variant), path / "ir"), name, **options)
 
 
 def make_data(path: Path, samples: Samples) -> Artifact:

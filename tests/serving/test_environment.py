@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,13 @@ import sys
 from pathlib import Path
 from model_repository.environment import server_environment
 print(server_environment(Path(sys.argv[1]), print).path)
+"""
+
+
+LOOK = """
+import importlib.util, numpy, onnxruntime, openvino
+print(numpy.__version__[0], onnxruntime.__version__, openvino.__version__.split("-")[0])
+print(importlib.util.find_spec("openvino_telemetry"))
 """
 
 
@@ -36,16 +46,38 @@ def test_two_processes_make_one_environment_and_what_was_left_half_made_is_throw
     assert len(said[1]) == 4 and said[1][-1] == str(planned)
     made = existing_environment(tmp_path)
     assert made is not None and made.path == planned
-    versions = subprocess.run(
-        [str(made.python), "-c", "import numpy, onnxruntime; print(numpy.__version__[0], onnxruntime.__version__)"],
-        capture_output=True, text=True, check=True,
+    home = tmp_path / "home"
+    home.mkdir()
+    found = subprocess.run(
+        [str(made.python), "-c", LOOK], capture_output=True, text=True, check=True,
+        env=made.variables({**os.environ, "HOME": str(home)}),
     )  # fmt: skip
-    import onnxruntime
-
-    assert versions.stdout.split() == ["1", onnxruntime.__version__]
+    assert found.stdout.split() == ["1", version("onnxruntime"), version("openvino"), "None"]
+    assert not list(home.iterdir()), "a runtime has made a number for this machine, to report with"
     # An interpreter that was removed since makes it unusable.
     made.python.unlink()
     assert existing_environment(tmp_path) is None
+
+
+def test_without_openvino_there_is_an_environment_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(name: str) -> Callable[[str], str]:
+        def look(asked: str) -> str:
+            if asked == name:
+                raise PackageNotFoundError(name)
+            return version(asked)
+
+        return look
+
+    with_it = environment._plan(tmp_path)
+    assert with_it.packages.modules == ("onnxruntime", "openvino")
+    monkeypatch.setattr("importlib.metadata.version", without("openvino"))
+    plan = environment._plan(tmp_path)
+    assert plan.packages.modules == ("onnxruntime",)
+    assert not [package for package in plan.packages.all if package.startswith("openvino")]
+    assert plan.environment.path != with_it.environment.path
+    monkeypatch.setattr("importlib.metadata.version", without("onnxruntime"))
+    with pytest.raises(ServerError, match="onnxruntime is not installed"):
+        environment._plan(tmp_path)
 
 
 def test_it_is_used_again_without_a_word(triton: ServerEnvironment) -> None:
@@ -60,6 +92,7 @@ def test_the_backends_are_renewed_without_installing_anything(
     """A newer version of this program has a newer backend; the packages stay."""
     (tmp_path / "onnxruntime").mkdir()
     (tmp_path / "onnxruntime" / "model.py").write_text("# another\n")
+    (tmp_path / "shared.py").write_text("# beside each\n")
     monkeypatch.setattr(environment, "_BACKENDS", tmp_path)
     notes: list[str] = []
     other = server_environment(progress=notes.append)
@@ -67,6 +100,7 @@ def test_the_backends_are_renewed_without_installing_anything(
         assert (other.path, notes) == (triton.path, [])
         assert other.backends != triton.backends
         assert (other.backends / "onnxruntime" / "model.py").read_text() == "# another\n"
+        assert (other.backends / "onnxruntime" / "shared.py").read_text() == "# beside each\n"
         assert (other.backends / "python" / "triton_python_backend_stub").is_file()
         assert triton.backends.is_dir()
     finally:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from model_repository.environment import ServerEnvironment
 from model_repository.server import Server, serve
 from stages.errors import InputError, RequirementError, StageError
 from stages.runtime import RuntimeOptions, open_session
+from stages.runtime.openvino import capabilities
 from stages.runtime.triton import TritonSession
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -70,14 +72,52 @@ def small(tmp_path: Path, digits: Released) -> Path:
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_the_server_answers_as_the_model_does_in_this_process(served: Served, protocol: str) -> None:
+@pytest.mark.parametrize("name", ["digits", "digits-bf16"])
+def test_the_server_answers_as_the_model_does_in_this_process(served: Served, name: str, protocol: str) -> None:
     address = served.server.http_address if protocol == "http" else served.server.grpc_address
-    item = served.releases["digits"]
+    item = served.releases[name]
     batch = {"x": np.random.default_rng(0).random((5, 64), dtype=np.float32)}
-    with open_session(item.release, triton_options(address)) as remote, open_session(item.model) as local:
+    with (
+        open_session(item.release, triton_options(address)) as remote,
+        open_session(item.model, RuntimeOptions(threads=1)) as local,
+    ):
         np.testing.assert_allclose(remote(batch)["logits"], local(batch)["logits"], rtol=1e-6)
         assert [tensor.shape for tensor in remote.signature.inputs] == [("batch", 64)]
         assert remote.signature.outputs == local.signature.outputs
+
+
+def test_openvino_is_served_in_the_precision_of_its_own_choice(served: Served) -> None:
+    """As by the compiled backend, which cannot be asked for FP32."""
+    item = served.releases["digits-fp32"]
+    chosen = replace(item.model, metadata={**item.model.metadata, "arithmetic": "bf16"})
+    batch = {"x": np.random.default_rng(0).random((5, 64), dtype=np.float32)}
+    with TritonSession(served.server.grpc_address, "digits-fp32") as session:
+        answer = session(batch)["logits"]
+    with open_session(chosen, RuntimeOptions(threads=1)) as local, open_session(item.model) as fp32:
+        np.testing.assert_array_equal(answer, local(batch)["logits"])
+        assert np.array_equal(answer, fp32(batch)["logits"]) == ("BF16" not in capabilities())
+
+
+@pytest.mark.parametrize("samples", [1, 20])
+def test_openvino_takes_batches_of_any_size(served: Served, samples: int) -> None:
+    batch = {"x": np.random.default_rng(0).random((samples, 64), dtype=np.float32)}
+    with TritonSession(served.server.grpc_address, "digits-bf16") as session:
+        together = session(batch)["logits"]
+        alone = [session({"x": row[None]})["logits"] for row in batch["x"]]
+    np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_a_request_that_openvino_cannot_answer_leaves_the_others(served: Served) -> None:
+    ones = np.ones((2, 3), np.float32)
+    with TritonSession(served.server.grpc_address, "sum") as session:
+        good, bad = {"a": ones, "b": ones}, {"a": ones, "b": np.ones((2, 4), np.float32)}
+        asked = [(index % 3, session.submit(bad if index % 3 == 1 else good)) for index in range(30)]
+        for kind, future in asked:
+            if kind == 1:
+                with pytest.raises(StageError, match=r"openvino: .*dim index: 1 mismatch"):
+                    future.result()
+            else:
+                np.testing.assert_array_equal(future.result()["total"], 2 * ones)
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -103,7 +143,7 @@ def test_requests_of_one_execution_do_not_disturb_each_other(served: Served) -> 
     with TritonSession(served.server.grpc_address, "table") as session:
         asked: list[tuple[np.ndarray[Any, Any], Future[Any]]] = []
         for index in range(120):
-            ids = generator.integers(0, 4, (1 + index % 3, 2 + index % 2))
+            ids = generator.integers(0, 4, (1 + index % 3, 2 + index // 6 % 2))  # Triton joins neighbours of one shape
             if index % 10 == 0:
                 ids[0, 0] = 99
             asked.append((ids, session.submit({"ids": ids})))
@@ -185,6 +225,76 @@ def test_a_server_that_cannot_load_its_models_quotes_the_reasons(
     assert re.search("failed to load 'batched'.* has no dynamic first axis", message)
     assert "At:" not in message and "\\n" not in message and "CudaDriverHelper" not in message
     assert not orphans()
+
+
+WRONG_FOR_OPENVINO = {
+    "dims": ("dims: 10", "dims: 11", r"output 'logits': .* \[-1, 11\] do not fit the graph's \[-1, 10\]"),
+    "batched": ("instance_group", "max_batch_size: 8\ninstance_group", "max_batch_size is 8: .* no batching"),
+}
+WRONG_PARAMETERS_FOR_OPENVINO = {
+    "threads": ("INFERENCE_NUM_THREADS", "many", "INFERENCE_NUM_THREADS is 'MANY'; it must be a non-negative number"),
+    "device": ("TARGET_DEVICE", "GPU", "TARGET_DEVICE is 'GPU'; it must be CPU"),
+    "misspelt": ("NUM_STREAM", "1", "the openvino backend has no parameter NUM_STREAM"),
+}
+
+
+def with_parameters(text: str, **parameters: str) -> str:
+    """The configuration with parameters added, or replaced: of a key that occurs twice the last is taken."""
+    added = [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters.items()]
+    return "\n".join([text, *added])
+
+
+def test_wrong_configurations_for_openvino_are_refused_with_the_reasons(
+    tmp_path: Path, digits_fp32: Released, triton: ServerEnvironment
+) -> None:
+    with repository_of(tmp_path, digits_fp32) as path:
+        text = (path / "digits-fp32" / "config.pbtxt").read_text()
+        graph = path / "digits-fp32" / "1" / "model.xml"
+    reasons = {"torn": "openvino: .*Empty weights data in bin file or bin file cannot be found!"}
+    configs = {"torn": text}
+    for name, (right, wrong, reasons[name]) in WRONG_FOR_OPENVINO.items():
+        assert right in text
+        configs[name] = text.replace(right, wrong)
+    for name, (key, value, reasons[name]) in WRONG_PARAMETERS_FOR_OPENVINO.items():
+        configs[name] = with_parameters(text, **{key: value})
+    for name, config in configs.items():
+        (path / name / "1").mkdir(parents=True)
+        for file in [graph] if name == "torn" else [graph, graph.with_suffix(".bin")]:
+            os.link(file, path / name / "1" / file.name)
+        (path / name / "config.pbtxt").write_text(config.replace('"digits-fp32"', f'"{name}"'))
+    with pytest.raises(ServerError) as caught, Server(path, triton):
+        pass
+    message = str(caught.value)
+    for name, reason in reasons.items():
+        assert re.search(f"failed to load '{name}' version 1: Internal: TritonModelException: {reason}", message), (
+            message
+        )
+    assert "'digits-fp32'" not in message
+
+
+def test_parameters_that_the_compiled_openvino_backend_reads_are_read(
+    tmp_path: Path, digits_fp32: Released, triton: ServerEnvironment
+) -> None:
+    with repository_of(tmp_path, digits_fp32) as path:
+        config = path / "digits-fp32" / "config.pbtxt"
+    text = with_parameters(
+        config.read_text(), HINT_BF16="yes", TARGET_DEVICE="cpu", ENABLE_BATCH_PADDING="YES",
+        SKIP_OV_DYNAMIC_BATCHSIZE="NO", NUM_STREAMS="auto", PERFORMANCE_HINT="throughput",
+    )  # fmt: skip
+    config.write_text(text)
+    with Server(path, triton, grace_s=0) as server, TritonSession(server.http_address, "digits-fp32") as session:
+        assert session({"x": np.zeros((1, 64), np.float32)})["logits"].shape == (1, 10)
+
+
+def test_modules_in_the_working_directory_are_not_the_servers(
+    small: Path, triton: ServerEnvironment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    for name in ("numpy", "onnxruntime", "json"):
+        (tmp_path / "here" / f"{name}.py").write_text("raise RuntimeError('not this one')\n")
+    monkeypatch.chdir(tmp_path / "here")
+    with Server(small, triton, grace_s=0) as server, TritonSession(server.http_address, "digits") as session:
+        assert session({"x": np.zeros((1, 64), np.float32)})["logits"].shape == (1, 10)
 
 
 def test_a_misspelt_field_is_quoted(small: Path, triton: ServerEnvironment) -> None:

@@ -6,29 +6,28 @@ import inspect
 import json
 import shutil
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-from released import FIXED, Release, Released, make_data, release_of
+from released import FIXED, Release, Released, in_openvino, make_data, release_of
 
 from calibration.samples import Samples
 from model_repository.config import read
 from model_repository.environment import ServerEnvironment
 from stages.artifact import Artifact
-from stages.convert import convert
 from stages.errors import InputError, RequirementError, StageError
 from stages.model import Model
 from stages.runtime import RuntimeOptions
 from stages.runtime.onnxruntime import OnnxRuntimeSession
-from stages.source import SourceOptions, fetch
+from stages.runtime.openvino import capabilities
 from stages.variants import parse_variant, quantise
 from stages.verify import REPORT, VerifyOptions, verify
 from stages.verify.answers import difference
 from stages.verify.configuration import changes
+from stages.verify.verify import _depends_on_batch
 
 pytestmark = pytest.mark.usefixtures("triton")
 
@@ -153,28 +152,32 @@ def test_artifacts_that_do_not_go_together_are_refused(digits: Released, digits_
 
 
 @pytest.fixture(scope="module")
-def minilm(minilm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Released, Artifact]]:
-    """MiniLM in dynamic INT8, its release, and 24 pieces of the standard library's documentation."""
+def texts(minilm_checkpoint: Path, minilm_model: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """24 pieces of the standard library's documentation, as MiniLM takes them."""
     from tokenizers import Tokenizer
 
-    path = tmp_path_factory.mktemp("minilm")
-    for name in ("source", "model", "variant", "data"):
-        (path / name).mkdir()
-    source = fetch(options=SourceOptions(reference=str(minilm_checkpoint)), out=path / "source")
-    model = convert(source=source, out=path / "model")
-    variant = quantise(model=model, options=parse_variant("int8-dynamic"), out=path / "variant")
     tokenizer = Tokenizer.from_file(str(minilm_checkpoint / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(32)
-    texts = [text for module in (inspect, textwrap) for item in vars(module).values() if (text := inspect.getdoc(item))]
-    encoded = [tokenizer.encode(text) for text in list(dict.fromkeys(texts))[:24]]
+    found = [text for module in (inspect, textwrap) for item in vars(module).values() if (text := inspect.getdoc(item))]
+    encoded = [tokenizer.encode(text) for text in list(dict.fromkeys(found))[:24]]
     columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
     inputs = {
         tensor.name: [np.array(getattr(item, columns[tensor.name]), np.int64) for item in encoded]
-        for tensor in Model.of(variant).signature.inputs
+        for tensor in Model.of(minilm_model).signature.inputs
     }
-    samples = Samples(inputs, dict.fromkeys(inputs, 0.0))
-    return release_of(path / "release", variant, "minilm"), make_data(path / "samples", samples)
+    return make_data(tmp_path_factory.mktemp("texts") / "samples", Samples(inputs, dict.fromkeys(inputs, 0.0)))
+
+
+@pytest.fixture(scope="module")
+def minilm(
+    minilm_model: Artifact, texts: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Released, Artifact]:
+    """MiniLM in dynamic INT8, its release, and texts."""
+    path = tmp_path_factory.mktemp("minilm")
+    (path / "variant").mkdir()
+    variant = quantise(model=minilm_model, options=parse_variant("int8-dynamic"), out=path / "variant")
+    return release_of(path / "release", variant, "minilm"), texts
 
 
 def test_dynamic_quantisation_is_held_strictly_where_the_batch_is_known(
@@ -209,6 +212,65 @@ def test_the_allowance_for_drift_is_smaller_than_the_difference_between_texts(
     drift = max(difference(alone[row], batched[row : row + 1]) for row in range(len(samples)))
     apart = min(difference(alone[row], alone[row - 1]) for row in range(len(samples)))
     assert 2 * drift < apart
+
+
+def test_a_release_in_openvino_is_verified(minilm_model: Artifact, texts: Artifact, tmp_path: Path, out: Path) -> None:
+    item = in_openvino(tmp_path / "bf16", minilm_model, "minilm", "bf16-openvino")
+    found = check(item, texts, out).metadata
+    (output,) = [tensor.name for tensor in Model.of(item.model).signature.outputs]
+    assert found["max_batch_size"] == 0 and found["requests"] == found["executions"]
+    # The same library on the same requests, whatever else is in flight: Triton puts nothing together.
+    assert found["largest_difference"] == {
+        requests: {output: 0.0} for requests in ("http", "grpc", "batches", "at_once")
+    }
+    assert found["drift"] == {} and found["arithmetic_shift"] == {}
+
+
+def test_what_openvino_computes_in_bf16_is_held_against_what_was_measured_in_fp32(
+    digits_fp32: Released, digits_data: Artifact, out: Path, tmp_path: Path
+) -> None:
+    found = check(digits_fp32, digits_data, out).metadata
+    assert found["tolerance"] == 1e-4
+    assert set(found["largest_difference"]["batches"].values()) == {0.0}
+    shift = found["arithmetic_shift"]["logits"]
+    if "BF16" not in capabilities():
+        assert shift == 0
+        return
+    assert 1e-4 < shift < 3e-2
+    (tmp_path / "again").mkdir()
+    with pytest.raises(StageError, match=r"computes in BF16 on this processor.*'logits' differs by .*allowed 0\.0001"):
+        check(digits_fp32, digits_data, tmp_path / "again", bf16_shift=1e-4)
+
+
+QUANTISED = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    quantised (float[batch, 4] x) => (float[batch, 2] y)
+    <float[4, 2] weights = {1, 2, 3, 4, 5, 6, 7, 8}, float given = {0.03}, uint8 zero = {128}>
+    { %s y = MatMul(halfway, weights) }
+"""
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "depends"),
+    [
+        ("q, s, z = DynamicQuantizeLinear(x) halfway = DequantizeLinear(q, s, z)", True),
+        ("q = QuantizeLinear(x, given, zero) halfway = DequantizeLinear(q, given, zero)", False),
+    ],
+)
+def test_only_dynamic_quantisation_depends_on_the_batch(tmp_path: Path, quantisation: str, depends: bool) -> None:
+    import onnx
+
+    graph = onnx.parser.parse_model(QUANTISED % quantisation)
+    onnx.save(graph, tmp_path / "graph.onnx")
+    session = OnnxRuntimeSession(tmp_path / "graph.onnx", threads=1)
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    together = session({"x": x})["y"]
+    alone = np.concatenate([session({"x": row[None]})["y"] for row in x])
+    assert (difference(alone, together) > 1e-3) == depends
+    operators = {node.op_type: 1 for node in graph.graph.node}
+    model = Model(signature=session.signature, opset=17, precision="int8", operators=operators)
+    assert _depends_on_batch(model) == depends
+    assert _depends_on_batch(model.model_copy(update={"operators": {}})), "nothing is known of it"
 
 
 @pytest.mark.parametrize(

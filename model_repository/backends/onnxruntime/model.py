@@ -1,25 +1,34 @@
 """Triton's `onnxruntime` backend written in Python, for servers that come without the compiled one.
 
-Triton runs this file inside its Python backend's stub: it is no part of our own process, and its environment holds
-NumPy and ONNX Runtime only. It serves a model whose configuration says `backend: "onnxruntime"` as it is, and refuses
-what the compiled backend (triton-inference-server/onnxruntime_backend, `src/onnxruntime.cc`) would refuse: tensors that
-the graph does not have, other data types, dimensions that do not fit, batching of a graph that cannot be batched.
-What loads here loads there; what is not covered (ragged batches, bfloat16, execution providers other than the CPU's)
-is refused with its name.
+It serves a model whose configuration says `backend: "onnxruntime"` as it is, and refuses what the compiled backend
+(triton-inference-server/onnxruntime_backend, `src/onnxruntime.cc`) would refuse: tensors that the graph does not have,
+other data types, dimensions that do not fit, batching of a graph that cannot be batched. What loads here loads there;
+what is not covered (ragged batches, bfloat16, execution providers other than the CPU's) is refused with its name.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-Arrays = dict[str, NDArray[Any]]
+if TYPE_CHECKING:
+    from model_repository.backends.python_based import (
+        Arrays,
+        GraphTensor,
+        check_tensors,
+        ensure_cpu,
+        response,
+        string_parameters,
+        version_folder,
+    )
+else:
+    from python_based import GraphTensor, check_tensors, ensure_cpu, response, string_parameters, version_folder
 
 _TRITON_TYPES = {
     "tensor(bool)": "TYPE_BOOL",
@@ -51,9 +60,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Open `<model>/<version>/model.onnx` and check the configuration against it."""
         config = json.loads(args["model_config"])
-        if args["model_instance_kind"] == "GPU":
-            raise pb_utils.TritonModelException("this onnxruntime backend serves KIND_CPU instances only")
-        folder = Path(args["model_repository"]) / args["model_version"]
+        ensure_cpu(args, "onnxruntime")
+        folder = version_folder(args)
         self._batched = int(config["max_batch_size"]) > 0
         self._session = onnxruntime.InferenceSession(
             str(_graph_file(folder, config.get("default_model_filename") or "model.onnx")),
@@ -61,8 +69,10 @@ class TritonPythonModel:
             providers=["CPUExecutionProvider"],
         )
         self._run_options = _run_options(config)
-        _check_tensors("input", config["input"], self._session.get_inputs(), self._batched)
-        _check_tensors("output", config["output"], self._session.get_outputs(), self._batched)
+        # As in `onnxruntime_utils.cc`: an input's dynamic axis may be pinned by the configuration, an output's may not.
+        for role, nodes in (("input", self._session.get_inputs()), ("output", self._session.get_outputs())):
+            tensors = [_tensor(node) for node in nodes]
+            check_tensors(role, config[role], tensors, "onnxruntime", batched=self._batched, exact=role == "output")
         self._outputs = [output["name"] for output in config["output"]]
         self._strings = {item["name"] for item in config["input"] if item["data_type"] == "TYPE_STRING"}
 
@@ -78,7 +88,7 @@ class TritonPythonModel:
             groups.setdefault(alike if self._batched else index, []).append(index)
         for members in groups.values():
             for index, answer in zip(members, self._answers([inputs[index] for index in members]), strict=True):
-                responses[index] = _response(requests[index], answer)
+                responses[index] = response(requests[index], answer)
         return responses
 
     def finalize(self) -> None:
@@ -116,17 +126,6 @@ class TritonPythonModel:
         return dict(zip(self._outputs, outputs, strict=True))
 
 
-def _response(request: Any, answer: Arrays | str) -> Any:
-    if isinstance(answer, str):
-        return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(answer))
-    wanted = request.requested_output_names()
-    return pb_utils.InferenceResponse(
-        output_tensors=[
-            pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in answer.items() if name in wanted
-        ]
-    )
-
-
 def _graph_file(folder: Path, name: str) -> Path:
     """The graph, or the graph of that name inside a folder of that name (Triton's layout for external data)."""
     path = folder / name
@@ -134,7 +133,7 @@ def _graph_file(folder: Path, name: str) -> Path:
 
 
 def _session_options(config: dict[str, Any], model_folder: Path) -> Any:
-    parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+    parameters = string_parameters(config)
     optimization = config.get("optimization", {})
     for kind in ("gpu_execution_accelerator", "cpu_execution_accelerator"):
         for accelerator in optimization.get("execution_accelerators", {}).get(kind, []):
@@ -169,37 +168,6 @@ def _run_options(config: dict[str, Any]) -> Any:
     return options
 
 
-def _check_tensors(role: str, configured: list[dict[str, Any]], nodes: list[Any], batched: bool) -> None:
-    """Hold the configuration against the graph as the compiled backend does (`onnxruntime_utils.cc`)."""
-    graph = {node.name: node for node in nodes}
-    if role == "input" and len(configured) != len(graph):
-        raise pb_utils.TritonModelException(
-            f"the configuration has {len(configured)} inputs, the graph has {len(graph)}: {', '.join(graph)}"
-        )
-    for tensor in configured:
-        name = tensor["name"]
-        if name not in graph:
-            raise pb_utils.TritonModelException(f"unexpected {role} {name!r}; the graph has {', '.join(graph)}")
-        if tensor.get("allow_ragged_batch"):
-            raise pb_utils.TritonModelException(f"{role} {name!r}: this onnxruntime backend has no ragged batches")
-        expected = _TRITON_TYPES.get(graph[name].type)
-        if expected != tensor["data_type"]:
-            raise pb_utils.TritonModelException(
-                f"{role} {name!r} is {tensor['data_type']} in the configuration, "
-                f"{expected or graph[name].type} in the graph"
-            )
-        shape = [axis if isinstance(axis, int) else -1 for axis in graph[name].shape]
-        if batched and (not shape or shape[0] != -1):
-            raise pb_utils.TritonModelException(
-                f"{role} {name!r}: max_batch_size is above 0, but the graph's shape {shape} has no dynamic first axis"
-            )
-        dims = [int(axis) for axis in tensor.get("reshape", tensor).get("shape" if "reshape" in tensor else "dims", [])]
-        full = [-1, *dims] if batched else dims
-        # An input's dynamic axis may be pinned by the configuration; an output's dims must be the graph's own.
-        fits = len(full) == len(shape) and all(
-            have == want or (role == "input" and want == -1) for have, want in zip(full, shape, strict=True)
-        )
-        if not fits:
-            raise pb_utils.TritonModelException(
-                f"{role} {name!r}: the configuration's dims {full} do not fit the graph's {shape}"
-            )
+def _tensor(node: Any) -> GraphTensor:
+    shape = [axis if isinstance(axis, int) else -1 for axis in node.shape]
+    return GraphTensor(node.name, _TRITON_TYPES.get(node.type, node.type), shape)
