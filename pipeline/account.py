@@ -59,7 +59,7 @@ def account(recipe: Recipe, runner: Runner, outcome: Outcome, host: Host) -> Run
         stages=[_stage_figures(record) for record in runner.records],
         host={**host, **_circumstances(runner)},
         libraries=library_versions(LIBRARIES),
-        warnings=[*_left_out(runner), *_unsettled(outcome)],
+        warnings=[*_of_the_data(runner), *_left_out(runner), *_unsettled(outcome)],
     )
     result.peak_memory_bytes = max((stage.peak_memory_bytes or 0 for stage in result.stages), default=None)
     return result
@@ -100,6 +100,23 @@ def _circumstances(runner: Runner) -> dict[str, str | int]:
         "threads": profile.metadata["threads"],
         "load_average": f"{load['before'][0]:.2f} before measuring, {load['after'][0]:.2f} after",
     }
+
+
+def _of_the_data(runner: Runner) -> list[str]:
+    """What is doubtful about the data: too few samples, texts cut short, the same file for both purposes."""
+    warnings = []
+    for name in ("prepare", "prepare calibration"):
+        prepared = runner.artifacts.get(name)
+        if prepared is not None:
+            warnings += list(prepared.metadata["warnings"])
+    evaluation, calibration = (runner.artifacts.get(f"{role}-data") for role in ("evaluation", "calibration"))
+    if evaluation is not None and calibration is not None:
+        shared = set(evaluation.files.values()) & set(calibration.files.values())
+        if shared:
+            warnings.append(
+                "calibration and evaluation share data: what the ranges were learnt from cannot say how well they hold"
+            )
+    return warnings
 
 
 def _left_out(runner: Runner) -> list[str]:

@@ -13,18 +13,22 @@ from model_repository.errors import RepositoryError, ServerError
 from pipeline.account import account
 from pipeline.fallback import Search, can_fall_back, fall_back, tell
 from pipeline.figures import seconds_text
+from pipeline.front import front
 from pipeline.outcome import Outcome, judge_variants
-from pipeline.plan import Choice, Step, measuring_plan, release_plan, variants_of
+from pipeline.plan import Choice, Step, groundwork, judging_plan, measuring_plan, release_plan, variants_of
 from pipeline.recipe import DataRecipe, Recipe
 from pipeline.records import Recorder
 from pipeline.report import write_report
 from pipeline.result import Release, RunResult, Status
 from pipeline.runner import Runner
 from pipeline.screen import QUIET, Screen
+from pipeline.search import survey
+from pipeline.searched import CandidateResult
 from pipeline.store import Store
 from stages.artifact import Artifact
 from stages.errors import RequirementError, StageError
 from stages.host import fingerprint_digest, host_fingerprint
+from stages.model import Model
 from stages.prepare import COLLECT, CollectOptions, locate_data
 from stages.select import select
 from stages.source import SOURCE, SourceOptions, locate, suggest_name
@@ -66,13 +70,20 @@ def describe_plan(recipe: Recipe) -> str:
         if data is not None:
             locate_data(data.path)
     rows = [("source", recipe.model)]
-    for step in measuring_plan(recipe):
+    plan = measuring_plan(recipe)
+    if recipe.variants == "auto":
+        plan = groundwork(recipe)
+        names = ", ".join(variant.name for variant in variants_of(recipe)[1:])
+        rest = ("search", f"what is worth measuring in full, in {seconds_text(recipe.search_budget)} at most: {names}")
+    for step in plan:
         if isinstance(step, Choice):
             how = "the faster one, measured" if step.measured else "the fused one, if fusion changed anything"
             what = f"{step.unfused} | {step.fused}: {how}" if step.fused else step.unfused
             rows.append((step.name, what))
         else:
             rows.append((step.name, ", ".join(step.inputs.values())))
+    if recipe.variants == "auto":
+        rows += [rest, ("profile", "what the search leaves"), ("check", "what the search leaves")]
     if recipe.fallback and any(can_fall_back(variant) for variant in variants_of(recipe)):
         time_for = seconds_text(recipe.fallback_budget)
         rows.append(("fall back", f"every quantised variant that fails on accuracy, in {time_for} at most"))
@@ -97,6 +108,7 @@ class _Job:
         self.runner = Runner(store, screen, fingerprint_digest(self.host), recipe.step_timeout, self._first_work)
         self.outcome = Outcome([], [])
         self.searches: list[Search] = []
+        self.candidates: list[CandidateResult] = []
         self.chosen: str | None = None
         self.warnings: list[str] = []
 
@@ -113,12 +125,14 @@ class _Job:
                 self.recorder.close()
 
     def _run(self) -> RunResult:
-        plan = measuring_plan(self.recipe)
-        self.runner.expect(plan)
+        self.runner.expect(measuring_plan(self.recipe))
         self.runner.give("source", self._source())
         self._give_data()
         try:
-            self.runner.run(plan)
+            self.runner.run(groundwork(self.recipe))
+            if self.recipe.variants == "auto":
+                self._search()
+            self.runner.run(judging_plan(self.recipe))
         except _RUN_FAILS as error:
             self.outcome = judge_variants(self.recipe, self.runner)
             return self._failed(error)
@@ -129,10 +143,16 @@ class _Job:
             return self._finish(self._result("none_passed", 3, "no variant passed its gates: nothing was published"))
         self.chosen = winner.name
         try:
-            self.runner.run(release_plan(self.recipe, self.name, winner.name, self._typical_length()))
+            runtime = Model.of(self.runner.artifacts[winner.name]).runtime
+            self.runner.run(release_plan(self.recipe, self.name, winner.name, self._typical_length(), runtime))
             return self._publish(winner.name)
         except _RUN_FAILS as error:
             return self._failed(error)
+
+    def _search(self) -> None:
+        asked, self.recipe = self.recipe, self.recipe.model_copy(update={"variants": ()})
+        found = survey(asked, self.runner, self.screen, self.started + asked.search_budget)
+        self.recipe, self.candidates = found.recipe, found.candidates
 
     def _fall_back(self) -> None:
         self.searches = fall_back(self.recipe, self.runner, self.outcome)
@@ -196,16 +216,21 @@ class _Job:
         package = self.runner.artifacts["package"]
         package.verify()  # the server may have answered from it long ago; what is published is what it had then
         published = repository.publish(self.name, package.path, provenance)
-        verified = "verify" in self.runner.artifacts
-        result.release = _release(repository, published, winner, verified)
+        verification = self.runner.artifacts.get("verify")
+        result.release = _release(repository, published, winner, verification is not None)
         where = f"{self.name} version {published.version} ({winner}) in {self.recipe.repository}"
         result.message = f"published {where}" if published.new else f"nothing to do: {where} is this very release"
         if winner == BASELINE and len(result.variants) > 1:
             passed = [row.name for row in result.variants if row.verdict == "pass" and not row.baseline]
             why = f"{', '.join(passed)} passed, but none is known to be better" if passed else "no other variant passed"
             result.warnings.append(f"the baseline was published: {why}")
-        if not verified:
+        if verification is None:
             result.warnings.append("no server has loaded this release (--no-verify)")
+        elif shift := max((verification.metadata.get("arithmetic_shift") or {}).values(), default=0.0):
+            result.warnings.append(
+                f"Triton's OpenVINO backend computes in BF16 on a processor like this one, and {winner} was measured "
+                f"in FP32: its answers differ by {shift:.2g} of the largest magnitude"
+            )
         return self._finish(result)
 
     def _provenance(self, result: RunResult, winner: str) -> dict[str, Any]:
@@ -255,6 +280,8 @@ class _Job:
         result = account(self.recipe, self.runner, self.outcome, self.host)
         result.status, result.exit_code, result.message = status, exit_code, message
         result.model, result.chosen, result.started_at = self.name, self.chosen, self.started_at
+        result.front = front(self.recipe, self.runner, result.variants)
+        result.candidates = self.candidates
         result.fallbacks = [search.told for search in self.searches]
         result.warnings[:0] = self.warnings
         return result

@@ -18,6 +18,7 @@ from stages.host import host_fingerprint
 from stages.package import PACKAGE, PackageOptions
 from stages.prepare import PREPARE, PrepareOptions
 from stages.profile import PROFILE, ProfileOptions
+from stages.quantise.variant import Runtime
 from stages.stage import Stage
 from stages.variants import BASELINE, QUANTISE, VariantConfig, parse_variant
 from stages.verify import VERIFY, VerifyOptions
@@ -217,8 +218,11 @@ def check_step(
     )
 
 
-def release_plan(recipe: Recipe, name: str, winner: str, typical_length: int) -> list[Step]:
-    """From the chosen variant to a release that a real server has answered from."""
+def release_plan(
+    recipe: Recipe, name: str, winner: str, typical_length: int, runtime: Runtime = "onnxruntime"
+) -> list[Step]:
+    """From the chosen variant, made for `runtime`, to a release that a real server has answered from."""
+    libraries = _RUNTIME_LIBRARIES[runtime]
     package = PackageOptions(
         name=name,
         max_batch_size=recipe.serving.max_batch_size,
@@ -226,10 +230,10 @@ def release_plan(recipe: Recipe, name: str, winner: str, typical_length: int) ->
         threads=recipe.serving.threads,
         typical_length=typical_length,
     )
-    steps = [Step("package", PACKAGE, package, {"model": winner})]
+    steps = [Step("package", PACKAGE, package, {"model": winner}, libraries=libraries)]
     if recipe.verify:
         inputs = {"release": "package", "model": winner, "data": "prepare"}
-        steps.append(Step("verify", VERIFY, VerifyOptions(), inputs))
+        steps.append(Step("verify", VERIFY, VerifyOptions(), inputs, libraries=libraries))
     return steps
 
 

@@ -92,6 +92,8 @@ class Runner:
                 self._take(item)
 
     def _take(self, step: Step) -> None:
+        if step.name in self.artifacts or step.name in self.failures:
+            return  # an earlier plan of this run had it, too
         missing = [name for name in step.inputs.values() if name not in self.artifacts]
         needed = [name for name in missing if name not in step.optional]
         if needed:

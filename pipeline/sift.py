@@ -128,7 +128,9 @@ def drop_late(tried: Sequence[Tried], objective: Objective, samples: int, second
 def _cost(one: Tried, objective: Objective) -> float:
     if objective == "size" and one.told.size_bytes is not None:
         return one.told.size_bytes
-    return math.inf if one.told.speedup is None else 1 / one.told.speedup
+    # What a short race has shown for certain counts, not what it happened to give.
+    speedup = one.told.speedup_low or one.told.speedup
+    return math.inf if speedup is None else 1 / speedup
 
 
 def _mean_error(one: Tried) -> float:

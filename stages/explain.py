@@ -46,8 +46,8 @@ def explain(
     out: Path,
     progress: Progress = SILENT,
 ) -> Artifact:
-    """How far the values inside `variant` are from those inside `model`, the graph that it was made from: an artifact of
-    kind `explanation`.
+    """How far the values inside `variant` are from those inside `model`, the graph that it was made from: an artifact
+    of kind `explanation`.
 
     Both run on some samples of `data`, one at a time, and what every operator that could be quantised gives (its bias
     added) is compared. In the variant each operator gets what those before it have made of the sample: the ratios are

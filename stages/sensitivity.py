@@ -52,8 +52,8 @@ class SensitivityOptions(BaseModel):
 
 @dataclass(frozen=True)
 class _Effect:
-    """`ratio`: noise over signal at the model's outputs, of the worst of them. `cosine_error`: 1 - cosine, its mean over
-    the samples, None for single numbers. `operators`: those of the group that really were quantised."""
+    """`ratio`: noise over signal at the model's outputs, of the worst of them. `cosine_error`: 1 - cosine, its mean
+    over the samples, None for single numbers. `operators`: those of the group that really were quantised."""
 
     ratio: float
     cosine_error: float | None

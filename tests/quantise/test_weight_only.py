@@ -45,6 +45,7 @@ def long_sentences(minilm: Artifact) -> Arrays:
 
     tokenizer = Tokenizer.from_file(str(minilm.path / ASSETS / "tokenizer.json"))
     tokenizer.enable_truncation(128)
+    tokenizer.no_padding()
     texts = sorted({" ".join((inspect.getdoc(getattr(np, name)) or "").split()) for name in np.__all__})
     ids = [ids for text in texts if len(ids := tokenizer.encode(text).ids) == 128][:48]
     return {
