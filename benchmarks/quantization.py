@@ -1,12 +1,13 @@
 """Our variants beside what other tools make of the same graphs, all measured in one interleaved run.
 
-    .venv/bin/python benchmarks/quantization.py [minilm] [digits] [--seconds 60] [--json FILE]
+    .venv/bin/python benchmarks/quantization.py [minilm] [digits] [auto] [--seconds 60] [--json FILE]
 
 Every form is made in a process of its own, from the same converted graph and the same calibration samples; the column
 `made` is the CPU time of that. Speed is measured by the stage `profile`: a process for each form, in turns of random
 order on the same inputs, the others stopped meanwhile; the speed-up over ONNX Runtime's FP32 is paired turn by turn,
 with its 95 % interval. Fidelity is the cosine of each output to that of FP32, over samples that calibration never saw.
-Sentences are docstrings of Python's standard library of exactly 64 (batch 1) and 128 tokens (batch 8).
+Sentences are docstrings of Python's standard library of exactly 64 (batch 1) and 128 tokens (batch 8). `auto` runs
+`optimize run --variants auto` on MiniLM and sentences of 128 tokens, and shows what it publishes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -148,11 +149,16 @@ def _cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def minilm(folder: Path, seconds: float) -> tuple[Workshop, list[Row]]:
-    data = folder / "data"
+def _checkpoint(data: Path) -> Path:
+    """MiniLM's directory, with the data of the example beside it."""
     build = [sys.executable, str(ROOT / "examples/minilm/data.py"), str(data)]
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
-    source = locate(str(data / "checkpoint"))
+    return data / "checkpoint"
+
+
+def minilm(folder: Path, seconds: float) -> tuple[Workshop, list[Row]]:
+    data = folder / "data"
+    source = locate(str(_checkpoint(data)))
     assert source is not None
     (folder / "converted").mkdir()
     shop = Workshop(folder, convert(source=source, out=folder / "converted"), data / "calibration.jsonl", 128)
@@ -187,12 +193,17 @@ def _make_all(shop: Workshop, name: str, kind: str) -> None:
         shop.theirs(peer, tool, kind)
 
 
-def _sentences(shop: Workshop, tokens: int, count: int = 64) -> Samples:
-    """Docstrings strung together until they fill exactly so many tokens."""
-    texts = builtin_text(6 * count, part="evaluation")
-    file = shop.new(f"texts of {tokens}") / "texts.jsonl"
+def _long_texts(file: Path, count: int, part: Literal["evaluation", "calibration"]) -> Path:
+    """Write docstrings strung together, so that nearly all have more than 128 tokens."""
+    texts = builtin_text(6 * count, part=part)
     rows = [json.dumps({"text": " ".join(texts[start : start + 6])}) for start in range(0, len(texts), 6)]
     file.write_text("\n".join(rows))
+    return file
+
+
+def _sentences(shop: Workshop, tokens: int, count: int = 64) -> Samples:
+    """Texts cut to exactly so many tokens."""
+    file = _long_texts(shop.new(f"texts of {tokens}") / "texts.jsonl", count, "evaluation")
     options = PrepareOptions(max_length=tokens)
     data = prepare(shop.model, options, shop.new(f"sentences of {tokens}"), SILENT, locate_data(str(file)))
     samples = Samples.load(data.path)
@@ -268,20 +279,63 @@ def show(name: str, shop: Workshop, rows: list[Row]) -> None:
         print(f"  {failed}: {reason}")
 
 
+def auto(folder: Path) -> dict[str, Any]:
+    """What `variants: auto` comes to on sentences of 128 tokens without labels: the result's document."""
+    checkpoint = _checkpoint(folder / "data")
+    recipe = {
+        "model": str(checkpoint),
+        "name": "minilm",
+        "evaluation": {"path": str(_long_texts(folder / "evaluation.jsonl", 256, "evaluation")), "max_length": 128},
+        "calibration": {"path": str(_long_texts(folder / "calibration.jsonl", 256, "calibration")), "max_length": 128},
+        "variants": "auto",
+        "profile": {"batch_sizes": [1]},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    command = [
+        str(Path(sys.executable).with_name("optimize")), "run", "recipe.yaml", "--no-verify", "--json",
+        "--store", "store", "--repository", "repository", "--tracking-uri", f"sqlite:///{folder}/mlflow.db",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def show_auto(document: dict[str, Any]) -> None:
+    searched = len(document["candidates"])
+    print(f"\nauto: {searched} candidates in {document['seconds']:.0f} s; front: {', '.join(document['front'])}")
+    for row in document["variants"]:
+        if row["latency_ms"] is None:
+            continue
+        ratio = row["batches"][0]["speedup"]
+        mark = "▸ " if row["name"] == document["chosen"] else "  "
+        cosine = row["fidelity"].get("cosine", {}).get("value", 1)
+        print(
+            f"{mark + row['name']:<28}{row['latency_ms']['p50']:>8.2f} ms{ratio['value']:>7.2f}x "
+            f"({ratio['low'] or 0:.2f}-{ratio['high'] or 0:.2f}){cosine:>10.5f}"
+            f"{row['size_bytes'] / 1000:>10,.0f} kB  {row['verdict']}"
+        )
+
+
 MODELS: dict[str, Callable[[Path, float], tuple[Workshop, list[Row]]]] = {"minilm": minilm, "digits": digits}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", choices=[*MODELS, []], default=list(MODELS), help="default: all")
+    parser.add_argument(
+        "models", nargs="*", choices=[*MODELS, "auto", []], default=[*MODELS, "auto"], help="default: all"
+    )
     parser.add_argument("--seconds", type=float, default=60, help="for measuring each batch size")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     arguments = parser.parse_args()
     host = host_fingerprint()
     print(f"{host['cpu']}, {host['cores']} cores; medians, paired speed-ups over {BASELINE} with their 95 % interval")
-    documents = {}
+    documents: dict[str, Any] = {}
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
+            if name == "auto":
+                documents[name] = auto(Path(folder))
+                show_auto(documents[name])
+                continue
             shop, rows = MODELS[name](Path(folder), arguments.seconds)
             show(name, shop, rows)
             documents[name] = {"host": host, "rows": [asdict(row) for row in rows], "failed": shop.failed}

@@ -55,7 +55,7 @@ class BlockOperators:
             if bias is None and correction is not None and self._correct_bias(operator, correction):
                 correction = None
             result = self._node(
-                "MatMulNBits", [operator.activation, *constants], f"{operator.name}_product", attributes
+                "MatMulNBits", [operator.node.inputs[0], *constants], f"{operator.name}_product", attributes
             )
             made = [result]
             added = [array for array in (bias, correction) if array is not None]

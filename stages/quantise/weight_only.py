@@ -45,9 +45,10 @@ class WeightOnly(VariantConfig):
     """Weights as integers in blocks, activations in floats; made for its size.
 
     `accuracy_level`: what ONNX Runtime may round the activations to while it multiplies, block by block: 4 is 8-bit
-    integers, 1 is not at all, 0 is its own choice (not at all, on a CPU). OpenVINO chooses by itself, and rounds to
-    8 bits. `embeddings`: store large embedding tables as integers too; they decide the size of small language models.
-    `convolutions`: store weights of convolutions in 8 bits, with one scale for each output channel.
+    integers, 1 is not at all, 0 is its own choice (not at all, on a CPU). OpenVINO does not read it; with blocks of 32
+    and more it rounds to 8 bits, too. `embeddings`: store large embedding tables as integers too; they decide the size
+    of small language models. `convolutions`: store weights of convolutions in 8 bits, with one scale for each output
+    channel.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("cpu",)

@@ -17,6 +17,7 @@ from stages.errors import InputError, StageError
 from stages.model import ASSETS, Model
 from stages.onnx_model import nodes, read_graph, weight_bytes
 from stages.progress import SILENT
+from stages.quantise.block_operators import BlockOperators
 from stages.quantise.blocks.form import BlockFormat
 from stages.quantise.blocks.ranges import rtn
 from stages.quantise.weight_only import make_weight_only
@@ -31,6 +32,11 @@ BOTH = ["int4", "int8-weight-only"]
 
 def file_bytes(model: Artifact) -> int:
     return sum((model.path / name).stat().st_size for name in model.files if not name.startswith("assets/"))
+
+
+def empty(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def answer(model: Artifact, batch: Arrays) -> Arrays:
@@ -179,28 +185,54 @@ def test_equal_weights_are_kept_once(graph_of: Callable[..., Artifact], make: Ma
 @pytest.mark.parametrize("method", ["gptq", "awq-clip"])
 def test_the_mean_of_the_outputs_is_kept(method: str, graph_of: Callable[..., Artifact], tmp_path: Path) -> None:
     model, batch = products(graph_of)
-    (tmp_path / "statistics").mkdir()
     inner = np.maximum(batch["x"] @ read_graph(model).graph.initializers["w"].const_value.numpy(), 0)
-    statistics = statistics_of(tmp_path / "statistics", x=batch["x"], g=inner)
+    statistics = statistics_of(empty(tmp_path / "statistics"), x=batch["x"], g=inner)
     exact = answer(model, batch)
     off = {}
     for corrected in (False, True):
         config = parse_variant(
             {"type": "int4", "method": method, "bias_correction": corrected, "accuracy_level": 1, "symmetric": True}
         )
-        variant = quantise(model, config, tmp_path / str(corrected), SILENT, statistics)
+        variant = quantise(model, config, empty(tmp_path / str(corrected)), SILENT, statistics)
         off[corrected] = np.abs((answer(variant, batch)["z"] - exact["z"]).mean(axis=0)).max()
     assert off[True] < 1e-4 < off[False]
 
 
 def test_what_no_sample_reached_is_rounded(graph_of: Callable[..., Artifact], tmp_path: Path) -> None:
     model, batch = products(graph_of)
-    (tmp_path / "statistics").mkdir()
-    nothing = statistics_of(tmp_path / "statistics", elsewhere=np.ones((4, 64), np.float32))
+    nothing = statistics_of(empty(tmp_path / "statistics"), elsewhere=np.ones((4, 64), np.float32))
     level = {"type": "int4", "accuracy_level": 1}
-    reached_not = quantise(model, parse_variant(level), tmp_path / "gptq", SILENT, nothing)
-    rounded = quantise(model, parse_variant({**level, "method": "rtn"}), tmp_path / "rtn", SILENT)
+    reached_not = quantise(model, parse_variant(level), empty(tmp_path / "gptq"), SILENT, nothing)
+    rounded = quantise(model, parse_variant({**level, "method": "rtn"}), empty(tmp_path / "rtn"), SILENT)
     assert np.array_equal(answer(reached_not, batch)["y"], answer(rounded, batch)["y"])
+
+
+def test_what_the_bias_corrects_is_no_concern_of_the_weights(graph_of: Callable[..., Artifact], tmp_path: Path) -> None:
+    """Activations that vary in few directions, about a mean far from zero."""
+    model, _ = products(graph_of)
+    generator = np.random.default_rng(1)
+    varying = generator.standard_normal((512, 8)) @ generator.standard_normal((8, 64))
+    shifted = {"x": (varying + np.linspace(-20, 20, 64)).astype(np.float32)}
+    statistics = statistics_of(empty(tmp_path / "statistics"), **shifted)
+    exact = answer(model, shifted)["z"]
+    spread = {}
+    for corrected in (False, True):
+        config = parse_variant({"type": "int4", "bias_correction": corrected, "accuracy_level": 1})
+        variant = quantise(model, config, empty(tmp_path / str(corrected)), SILENT, statistics)
+        spread[corrected] = (answer(variant, shifted)["z"] - exact).std(axis=0).mean()
+    assert spread[True] < 0.8 * spread[False]
+
+
+def test_activations_far_from_zero_and_close_together_are_learnt_from(
+    graph_of: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    """Their covariance is what is left of large second moments in single precision."""
+    model, batch = products(graph_of)
+    far = {"x": (1000 + batch["x"] / 100).astype(np.float32)}
+    config = parse_variant({"type": "int4", "damping": 1e-6, "accuracy_level": 1})
+    variant = quantise(model, config, empty(tmp_path / "v"), SILENT, statistics_of(empty(tmp_path / "s"), **far))
+    exact, found = answer(model, far)["z"], answer(variant, far)["z"]
+    assert np.abs(found - exact).mean() < 1e-3 * np.abs(exact).mean()
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -284,8 +316,7 @@ def test_convolutions_of_an_old_opset_are_refused(graph_of: Callable[..., Artifa
     )
     graph = onnx_ir.load(model.path / "model.onnx")
     graph.opset_imports[""] = 11
-    (model.path / "old").mkdir()
-    old = write_model(graph, model.path / "old", signature=signature_of(graph))
+    old = write_model(graph, empty(model.path / "old"), signature=signature_of(graph))
     with pytest.raises(StageError, match="needs ONNX opset 13 for convolutions; the model has opset 11"):
         make(old, "int8-weight-only")
 
@@ -306,3 +337,21 @@ def test_more_bytes_than_were_promised_are_refused(graph_of: Callable[..., Artif
             table_bits=4,
             quantise=lambda weight, activations: (rtn(weight, BlockFormat(8, 128, True)), [None]),
         )
+
+
+def test_a_product_that_was_left_out_is_noticed(
+    graph_of: Callable[..., Artifact], make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = graph_of(
+        "g (float[batch, 64] x) => (float[batch, 64] y) { h = MatMul(x, w) y = MatMul(h, v) }",
+        w=np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32),
+        v=np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32),
+    )
+    rewrite = BlockOperators.products
+    monkeypatch.setattr(
+        BlockOperators,
+        "products",
+        lambda self, sharing, *rest: None if sharing[0].name == "h" else rewrite(self, sharing, *rest),
+    )
+    with pytest.raises(StageError, match="int8-weight-only has 1 MatMulNBits, not the 2 that it should have"):
+        make(model, "int8-weight-only")

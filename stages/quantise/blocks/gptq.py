@@ -24,7 +24,7 @@ def gptq(
     format: BlockFormat,
     moments: NDArray[np.float32],
     *,
-    damping: float = 0.01,
+    damping: float = 0.1,
     act_order: bool = True,
 ) -> BlockMatrix:
     """`weight` W [in, out] as Q, chosen for a small tr((W - Q)ᵀ·H·(W - Q)), the error of the outputs.
