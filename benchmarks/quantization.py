@@ -99,10 +99,13 @@ class Row:
 class Workshop:
     """A folder in which one model, its data and all its forms are made."""
 
-    def __init__(self, folder: Path, model: Artifact, calibration: Samples | Path | None, max_length: int | None):
+    def __init__(
+        self, folder: Path, model: Artifact, calibration: Path, max_length: int | None, only: list[str]
+    ) -> None:
         self.folder = folder
         self.model = model
-        given = locate_data(str(calibration)) if isinstance(calibration, Path) else None
+        self.only = only
+        given = locate_data(str(calibration))
         options = PrepareOptions(role="calibration", max_length=max_length, samples=256)
         self.calibration = prepare(model, options, self.new("calibration"), SILENT, given)
         before = _cpu()
@@ -116,6 +119,9 @@ class Workshop:
         path = self.folder / name
         path.mkdir()
         return path
+
+    def wanted(self, name: str) -> bool:
+        return not self.only or any(part in name for part in self.only)
 
     def ours(self, spec: str | dict[str, Any]) -> None:
         name = spec if isinstance(spec, str) else spec["name"]
@@ -156,12 +162,12 @@ def _checkpoint(data: Path) -> Path:
     return data / "checkpoint"
 
 
-def minilm(folder: Path, seconds: float) -> tuple[Workshop, list[Row]]:
+def minilm(folder: Path, seconds: float, only: list[str]) -> tuple[Workshop, list[Row]]:
     data = folder / "data"
     source = locate(str(_checkpoint(data)))
     assert source is not None
     (folder / "converted").mkdir()
-    shop = Workshop(folder, convert(source=source, out=folder / "converted"), data / "calibration.jsonl", 128)
+    shop = Workshop(folder, convert(source=source, out=folder / "converted"), data / "calibration.jsonl", 128, only)
     _make_all(shop, "minilm", "transformer")
     short, long = _sentences(shop, 64), _sentences(shop, 128)
     rows = _fidelity(shop, long, None)
@@ -170,13 +176,13 @@ def minilm(folder: Path, seconds: float) -> tuple[Workshop, list[Row]]:
     return shop, rows
 
 
-def digits(folder: Path, seconds: float) -> tuple[Workshop, list[Row]]:
+def digits(folder: Path, seconds: float, only: list[str]) -> tuple[Workshop, list[Row]]:
     data = folder / "data"
     subprocess.run([sys.executable, str(ROOT / "examples/digits/train.py"), str(data)], check=True, capture_output=True)
     source = locate(str(data / "digits.pt2"), task="image-classification")
     assert source is not None
     (folder / "converted").mkdir()
-    shop = Workshop(folder, convert(source=source, out=folder / "converted"), data / "calibration.npz", None)
+    shop = Workshop(folder, convert(source=source, out=folder / "converted"), data / "calibration.npz", None, only)
     _make_all(shop, "digits", "convolutions")
     with np.load(data / "evaluation.npz") as arrays:
         samples, labels = Samples({"image": list(arrays["image"])}), arrays["labels"]
@@ -188,9 +194,11 @@ def digits(folder: Path, seconds: float) -> tuple[Workshop, list[Row]]:
 
 def _make_all(shop: Workshop, name: str, kind: str) -> None:
     for spec in OURS[name]:
-        shop.ours(spec)
+        if shop.wanted(spec if isinstance(spec, str) else spec["name"]):
+            shop.ours(spec)
     for peer, tool in THEIRS[name].items():
-        shop.theirs(peer, tool, kind)
+        if shop.wanted(peer):
+            shop.theirs(peer, tool, kind)
 
 
 def _long_texts(file: Path, count: int, part: Literal["evaluation", "calibration"]) -> Path:
@@ -316,7 +324,7 @@ def show_auto(document: dict[str, Any]) -> None:
         )
 
 
-MODELS: dict[str, Callable[[Path, float], tuple[Workshop, list[Row]]]] = {"minilm": minilm, "digits": digits}
+MODELS: dict[str, Callable[[Path, float, list[str]], tuple[Workshop, list[Row]]]] = {"minilm": minilm, "digits": digits}
 
 
 def main() -> None:
@@ -325,6 +333,7 @@ def main() -> None:
         "models", nargs="*", choices=[*MODELS, "auto", []], default=[*MODELS, "auto"], help="default: all"
     )
     parser.add_argument("--seconds", type=float, default=60, help="for measuring each batch size")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="forms whose name holds this")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     arguments = parser.parse_args()
     host = host_fingerprint()
@@ -336,7 +345,7 @@ def main() -> None:
                 documents[name] = auto(Path(folder))
                 show_auto(documents[name])
                 continue
-            shop, rows = MODELS[name](Path(folder), arguments.seconds)
+            shop, rows = MODELS[name](Path(folder), arguments.seconds, arguments.only)
             show(name, shop, rows)
             documents[name] = {"host": host, "rows": [asdict(row) for row in rows], "failed": shop.failed}
     if arguments.json:

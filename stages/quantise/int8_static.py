@@ -120,16 +120,17 @@ class _Rewriter:
 
     def products(self, chosen: list[Operator]) -> None:
         """Products that share an activation share its smoothing and its range."""
-        by_activation: dict[ir.Value, list[Operator]] = {}
-        for operator in chosen:
-            assert operator.activation is not None
-            by_activation.setdefault(operator.activation, []).append(operator)
+        # All of them become plain first: that gives new values to the products behind them.
+        plain = [_plain_product(self._graph, operator) for operator in chosen]
+        by_activation: dict[ir.Value, list[tuple[ir.Node, NDArray[np.float32]]]] = {}
+        for node, weight in plain:
+            assert node.inputs[0] is not None
+            by_activation.setdefault(node.inputs[0], []).append((node, weight))
         for activation, sharing in by_activation.items():
             self._products_of(activation, sharing)
 
-    def _products_of(self, activation: ir.Value, sharing: list[Operator]) -> None:
+    def _products_of(self, activation: ir.Value, matrices: list[tuple[ir.Node, NDArray[np.float32]]]) -> None:
         statistics = self._statistics[str(activation.name)]
-        matrices = [_plain_product(self._graph, operator) for operator in sharing]
         weights = [weight for _, weight in matrices]
         divisor = self._smoothing(statistics, weights)
         source = activation if divisor is None else self._writer.divide(activation, divisor)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from calibration.samples import Samples
 from stages.artifact import Artifact
+from stages.calibrate import CalibrateOptions, calibrate
 from stages.errors import InputError, StageError
 from stages.model import Model
 from stages.onnx_model import nodes, read_graph, signature_of, write_model
@@ -154,6 +156,26 @@ def test_every_observer_serves_the_digits(
 ) -> None:
     variant = make(digits, {"type": "int8-static", "observer": observer, "name": observer})
     assert digits_accuracy(variant) > digits_accuracy(digits) - 0.01
+
+
+def test_products_may_follow_one_another_at_once(graph_of: Callable[..., Artifact], tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    weights = {name: generator.standard_normal((64, 64)).astype(np.float32) for name in ("v", "w")}
+    model = graph_of(
+        "chain (float[batch, 64] x) => (float[batch, 64] y) { h = Gemm(x, v, b) y = Gemm(h, w, b) }",
+        b=np.ones(64, np.float32),
+        **weights,
+    )
+    x = generator.standard_normal((200, 64)).astype(np.float32)
+    for name in ("samples", "statistics", "variant"):
+        (tmp_path / name).mkdir()
+    Samples({"x": list(x)}).save(tmp_path / "samples")
+    data = Artifact.write(tmp_path / "samples", "dataset", {})
+    statistics = calibrate(model, data, CalibrateOptions(), tmp_path / "statistics")
+    variant = quantise(model, parse_variant("int8-static"), tmp_path / "variant", SILENT, statistics)
+    with open_session(model) as exact, open_session(variant) as session:
+        expected, found = exact({"x": x})["y"], session({"x": x})["y"]
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
 # What is left out, and what is refused
