@@ -296,6 +296,7 @@ def auto(folder: Path) -> dict[str, Any]:
         "evaluation": {"path": str(_long_texts(folder / "evaluation.jsonl", 256, "evaluation")), "max_length": 128},
         "calibration": {"path": str(_long_texts(folder / "calibration.jsonl", 256, "calibration")), "max_length": 128},
         "variants": "auto",
+        "search_budget": "6m",
         "profile": {"batch_sizes": [1]},
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
