@@ -414,7 +414,7 @@ def test_a_child_that_hangs_ignores_ctrl_c_and_ends_with_its_parent(place: Place
         parent.stdin.close()
         child = psutil.Process(int(parent.stdout.readline()))
         lock = str(place.spool / "locks" / key_of("orphan", place.uri))
-        while lock not in {os.path.realpath(link) for link in Path(f"/proc/{child.pid}/fd").iterdir()}:
+        while lock not in {file.path for file in child.open_files()}:
             assert parent.poll() is None
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)

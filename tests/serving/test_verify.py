@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from numpy.typing import NDArray
 from released import FIXED, Release, Released, in_openvino, make_data, release_of
 
 from calibration.samples import Samples
@@ -25,7 +26,7 @@ from stages.runtime.onnxruntime import OnnxRuntimeSession
 from stages.runtime.openvino import capabilities
 from stages.variants import parse_variant, quantise
 from stages.verify import REPORT, VerifyOptions, verify
-from stages.verify.answers import difference
+from stages.verify.answers import Comparison, difference
 from stages.verify.configuration import changes
 from stages.verify.verify import _depends_on_batch
 
@@ -61,7 +62,7 @@ def test_a_good_release_is_verified(digits: Released, digits_data: Artifact, out
     assert found["samples"] == 32 and found["max_batch_size"] == 8
     assert found["requests"] / found["executions"] == pytest.approx(found["batching_ratio"], abs=1e-3)
     assert 1 < found["batching_ratio"] <= 8
-    assert found["tolerance_at_once"] == found["tolerance"] == 1e-4 and found["drift"] == {}
+    assert found["tolerance"] == 1e-4 and found["drift"] == {}
     largest = found["largest_difference"]
     assert largest["http"] == largest["grpc"] == {"logits": 0.0}  # the same library on the same input
     assert largest["batches"]["logits"] < 1e-6 and largest["at_once"]["logits"] < 1e-6
@@ -187,31 +188,45 @@ def test_dynamic_quantisation_is_held_strictly_where_the_batch_is_known(
     found = check(item, data, out).metadata
     largest, (output,) = found["largest_difference"], [tensor.name for tensor in Model.of(item.model).signature.outputs]
     assert found["tolerance"] == 1e-2
-    for requests in ("http", "grpc", "batches"):
-        assert largest[requests][output] < 1e-4
-    # Beside other requests an answer moves far more than that, and so it does in this process.
+    for requests in ("http", "grpc", "batches", "at_once"):
+        assert largest[requests][output] < 1e-3
+    # Beside other requests an answer moves far more than that, and yet it is one of two.
     assert found["drift"][output] > 1e-2
-    assert largest["at_once"][output] <= found["tolerance_at_once"] == 2 * found["drift"][output]
     assert found["batching_ratio"] > 1
 
 
-def test_the_allowance_for_drift_is_smaller_than_the_difference_between_texts(
-    minilm: tuple[Released, Artifact],
-) -> None:
-    """Otherwise answers given to the wrong request would pass."""
+def test_among_copies_of_two_texts_each_has_one_of_two_answers(minilm: tuple[Released, Artifact]) -> None:
+    """Whatever batches Triton makes of them; and the two are far from those of the other text."""
     item, data = minilm
     samples = Samples.load(data.path)
     session = OnnxRuntimeSession(item.model.path / "model.onnx", threads=1)
     (output,) = session.signature.outputs
     together = samples.batch(range(len(samples)))
-    alone = [
-        session({name: array[row : row + 1] for name, array in together.items()})[output.name]
-        for row in range(len(samples))
-    ]
-    batched = session(together)[output.name]
-    drift = max(difference(alone[row], batched[row : row + 1]) for row in range(len(samples)))
-    apart = min(difference(alone[row], alone[row - 1]) for row in range(len(samples)))
-    assert 2 * drift < apart
+
+    def answers(rows: list[int]) -> NDArray[np.float32]:
+        answer: NDArray[np.float32] = session({name: array[rows] for name, array in together.items()})[output.name]
+        return answer
+
+    random = np.random.default_rng(0)
+    for first in range(0, len(samples) - 1, 2):
+        pair = [first, first + 1]
+        right = {row: [answers([row])[0], answers(pair)[pair.index(row)]] for row in pair}
+        for size in (2, 5, 8):
+            rows = random.choice(pair, size).tolist()
+            for row, answer in zip(rows, answers(rows), strict=True):
+                (other,) = set(pair) - {row}
+                assert min(difference(wanted, answer) for wanted in right[row]) < 1e-3
+                assert min(difference(wanted, answer) for wanted in right[other]) > 0.1
+
+
+def test_an_answer_that_belongs_to_another_request_is_refused() -> None:
+    first, second = ({"y": np.array([[1.0, 0.0]])}, {"y": np.array([[0.9, 0.1]])})
+    beside = {"y": np.array([[1.0, 0.02]])}
+    comparison = Comparison("over gRPC, among other requests", 1e-2)
+    comparison.hold([3], [first, beside], {"y": np.array([[1.0, 0.015]])})
+    assert comparison.largest["y"] == pytest.approx(0.005)
+    with pytest.raises(StageError, match=r"among other requests: output 'y' of sample 3 differs by 0.1 "):
+        comparison.hold([3], [first, beside], second)
 
 
 def test_a_release_in_openvino_is_verified(minilm_model: Artifact, texts: Artifact, tmp_path: Path, out: Path) -> None:
