@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -51,10 +52,12 @@ class Workplace:
         return Finished(ended.returncode, ended.stdout, ended.stderr)
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
-        """Start `optimize` in a process group of its own."""
+        """Start `optimize` in a process group of its own, deaf to Ctrl-C no longer if these tests run in the
+        background of a script: what a shell starts there ignores SIGINT, and so do its children."""
         return subprocess.Popen(
             self.command(*arguments), cwd=self.path, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
 
