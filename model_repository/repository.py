@@ -13,6 +13,7 @@ from typing import Any
 
 from model_repository.config import for_version, read, served_versions, to_text
 from model_repository.durable import file_digest, place, sync_tree, write_file
+from model_repository.engine import located
 from model_repository.errors import RepositoryError
 from model_repository.history import HISTORY, Event, History
 from model_repository.layout import CONFIG, PROVENANCE, check_name, check_version, numbers, tree_digest, tree_files
@@ -145,6 +146,7 @@ class Repository:
             provenance_json(provenance)  # refused now rather than when everything is in place
         files = tree_files(tree)
         digest = tree_digest(files)
+        by_version = {CONFIG, *located(config, tree, model, 0)}
         home = self.path / model
         with self._or_unchanged(model, "published"):
             with locked(home):
@@ -155,7 +157,7 @@ class Repository:
             with incoming:  # the long part, without the lock
                 own = incoming.path / RELEASE
                 own.mkdir()
-                for name in files.keys() - {CONFIG}:
+                for name in files.keys() - by_version:
                     place(tree / name, own / name)
                 given = provenance() if callable(provenance) else provenance
                 provenance_json(given)
@@ -166,8 +168,9 @@ class Repository:
                     version = max([*numbers(home), History.read(home).highest]) + 1
                     event = Event(action="publish", version=version, at=_now())
                     text = to_text(for_version(config, version)).encode()
-                    write_file(own / CONFIG, text)
-                    recorded = {**files, CONFIG: file_digest(own / CONFIG)}
+                    for name, content in {CONFIG: text, **located(config, tree, model, version)}.items():
+                        write_file(own / name, content)
+                    recorded = {**files, **{name: file_digest(own / name) for name in by_version}}
                     release = {"model": model, "version": version, "digest": digest, "files": recorded}
                     write_file(own / PROVENANCE, provenance_json(given, release=release, published_at=event.at))
                     sync_tree(own)

@@ -7,15 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pipeline.figures import seconds_text
+from pipeline.flow import flow_of
 from pipeline.outcome import accuracy_limits
-from pipeline.plan import Step, check_step, forms_of
 from pipeline.recipe import Recipe
 from pipeline.result import FallbackResult, FallbackTrial, GroupEffect
 from pipeline.runner import Failure, Runner
 from stages.artifact import Artifact
 from stages.gate import judge
-from stages.sensitivity import SENSITIVITY, SensitivityOptions
-from stages.variants import BASELINE, VariantConfig
+from stages.variant import Variant
 
 __all__ = ["SUFFIX", "Bisection", "Search", "fewest"]
 
@@ -28,8 +27,8 @@ class Search:
     """What came of a search: `found` is the variant that passed, None if none did. `operators`: how many operators with
     constant weights the graph has."""
 
-    variant: VariantConfig
-    found: VariantConfig | None
+    variant: Variant
+    found: Variant | None
     told: FallbackResult
     operators: int = 0
 
@@ -54,14 +53,15 @@ class Bisection:
     """The search for a variant whose artifact and evaluation the runner has. It has failed with no group returned; with
     all of them nothing would be quantised."""
 
-    def __init__(self, recipe: Recipe, runner: Runner, variant: VariantConfig) -> None:
+    def __init__(self, recipe: Recipe, runner: Runner, variant: Variant) -> None:
         self._recipe = recipe
+        self._flow = flow_of(recipe)
         self._runner = runner
         self._variant = variant
         self._name = variant.name + SUFFIX
         self._make = next(
             step
-            for step in forms_of(recipe, variant)[0]
+            for step in self._flow.make(recipe, variant)
             if runner.artifacts.get(step.name) is runner.artifacts[variant.name]
         )
         self._told = FallbackResult(variant=variant.name, reason="")
@@ -97,33 +97,25 @@ class Bisection:
 
     def _rank(self) -> Artifact | Failure:
         data = "prepare calibration" if "prepare calibration" in self._runner.artifacts else "prepare"
-        options = SensitivityOptions(variant=self._variant, threads=self._recipe.profile.threads)
-        step = Step(
-            f"sensitivity {self._variant.name}",
-            SENSITIVITY,
-            options,
-            {**self._make.inputs, "data": data},
-            fails=False,
-            libraries=self._make.libraries,
-        )
+        step = self._flow.rank(self._recipe, self._variant, self._make, data)
         self._runner.run([step])
         return self._runner.failures.get(step.name) or self._runner.artifacts[step.name]
 
-    def _config(self, count: int) -> VariantConfig:
+    def _config(self, count: int) -> Variant:
         returned = [name for group in self._told.sensitivity[:count] for name in group.operators]
-        return self._variant.model_copy(update={"name": self._name, "exclude": (*self._variant.exclude, *returned)})
+        return self._variant.with_higher_precision(returned).model_copy(update={"name": self._name})
 
     def _passes(self, count: int) -> bool:
         config = self._config(count)
         make = replace(self._make, name=f"make {self._name} {count}", options=config, unlike=None)
-        check = replace(check_step(self._recipe, config, model=make.name), name=f"check {self._name} {count}")
+        check = replace(self._flow.check(self._recipe, config, make.name), name=f"check {self._name} {count}")
         self._runner.run([make, check])
         operators = sum(len(group.operators) for group in self._told.sensitivity[:count])
         trial = FallbackTrial(groups=count, operators=operators, verdict="error")
         if check.name in self._runner.failures:
             trial.reason = self._runner.failures[check.name].reason
         else:
-            evaluation, before = (self._runner.artifacts[name] for name in (check.name, f"check {BASELINE}"))
+            evaluation, before = (self._runner.artifacts[name] for name in (check.name, f"check {self._flow.baseline}"))
             judgement = judge(evaluation, before, accuracy_limits(self._recipe))
             trial.verdict, trial.reason = judgement.verdict, judgement.reason
         self._told.trials.append(trial)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages.variants import BASELINE, VARIANTS, VariantConfig, parse_variant, runtimes_of
+from stages.variants import BASELINE, GRAPH_VARIANTS, VariantConfig, runtimes_of
 
 __all__ = ["candidates"]
 
@@ -51,7 +51,7 @@ def candidates(target: str, instruction_sets: Collection[str]) -> list[VariantCo
     """
     found = []
     for row in _TABLE:
-        config = VARIANTS[row.type]
+        config = GRAPH_VARIANTS[row.type]
         if target not in config.targets:
             continue
         if (row.having and not row.having.intersection(instruction_sets)) or row.lacking.intersection(instruction_sets):
@@ -60,5 +60,5 @@ def candidates(target: str, instruction_sets: Collection[str]) -> list[VariantCo
         for runtime in sorted(runtimes_of(config), reverse=True):
             name = "-".join(filter(None, (row.type, row.label, "" if runtime == "onnxruntime" else runtime)))
             if name != BASELINE:
-                found.append(parse_variant({"type": row.type, "runtime": runtime, "name": name, **row.parameters}))
+                found.append(config.model_validate({"runtime": runtime, "name": name, **row.parameters}))
     return found

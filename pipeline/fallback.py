@@ -14,24 +14,24 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.bisection import SUFFIX, Bisection, Search
+from pipeline.flow import Flow, flow_of
 from pipeline.outcome import Outcome, accuracy_limits, deciding_batch
-from pipeline.plan import profile_step, variants_of
 from pipeline.recipe import Recipe
 from pipeline.result import KeptGroup, VariantResult
 from pipeline.runner import Chosen, Runner
-from stages.check.per_sample import PerSample
+from stages.check.per_sample import ERRORS, PerSample
 from stages.gate import judge
 from stages.select import Objective
-from stages.variants import BASELINE, VariantConfig
+from stages.variant import Variant
 
 __all__ = ["Search", "can_fall_back", "fall_back", "tell"]
 
 _MEASUREMENT = "profile fallback"
 
 
-def can_fall_back(variant: VariantConfig) -> bool:
-    """Whether a variant has integer operators that could return to higher precision, and has not fallen back yet."""
-    return variant.precision.startswith("int") and not variant.name.endswith(SUFFIX)
+def can_fall_back(variant: Variant) -> bool:
+    """Whether something of a variant could return to higher precision, and has not yet."""
+    return variant.can_fall_back and not variant.name.endswith(SUFFIX)
 
 
 def fall_back(recipe: Recipe, runner: Runner, outcome: Outcome) -> list[Search]:
@@ -45,11 +45,12 @@ def fall_back(recipe: Recipe, runner: Runner, outcome: Outcome) -> list[Search]:
     """
     if not recipe.fallback:
         return []
+    flow = flow_of(recipe)
     rows = {row.name: row for row in outcome.rows}
-    hopeful = [variant for variant in variants_of(recipe) if _hopeful(recipe, runner, variant, rows)]
+    hopeful = [variant for variant in flow.variants(recipe) if _hopeful(recipe, runner, variant, rows)]
     searches = [Bisection(recipe, runner, variant).run() for variant in hopeful]
     if found := [search for search in searches if search.found]:
-        _measure(recipe, runner, found)
+        _measure(recipe, flow, runner, found)
     return searches
 
 
@@ -76,7 +77,7 @@ def tell(searches: Sequence[Search], rows: Sequence[VariantResult], objective: O
     return said
 
 
-def _hopeful(recipe: Recipe, runner: Runner, variant: VariantConfig, rows: Mapping[str, VariantResult]) -> bool:
+def _hopeful(recipe: Recipe, runner: Runner, variant: Variant, rows: Mapping[str, VariantResult]) -> bool:
     row = rows[variant.name]
     if not can_fall_back(variant) or variant.name + SUFFIX in rows or row.verdict not in ("fail", "inconclusive"):
         return False
@@ -93,27 +94,27 @@ def _gains(row: VariantResult, objective: Objective, *, surely: bool = False) ->
     return ((batch.speedup.low or 0.0) if surely else batch.speedup.value) > 1
 
 
-def _short_of_accuracy(recipe: Recipe, runner: Runner, variant: VariantConfig) -> bool:
+def _short_of_accuracy(recipe: Recipe, runner: Runner, variant: Variant) -> bool:
     """Whether its answers fail the gate, and the baseline's own answers in their place would pass."""
     limits = accuracy_limits(recipe)
     given = PerSample.of(runner.artifacts[f"check {variant.name}"])
-    before = PerSample.of(runner.artifacts[f"check {BASELINE}"])
+    before = PerSample.of(runner.artifacts[f"check {flow_of(recipe).baseline}"])
     perfect = replace(
         given,
-        fidelity={name: np.full_like(column, name != "relative_error") for name, column in given.fidelity.items()},
+        fidelity={name: np.full_like(column, name not in ERRORS) for name, column in given.fidelity.items()},
         statistics=before.statistics,
     )
     return judge(given, before, limits).verdict != "pass" and judge(perfect, before, limits).verdict == "pass"
 
 
-def _measure(recipe: Recipe, runner: Runner, found: Sequence[Search]) -> None:
+def _measure(recipe: Recipe, flow: Flow, runner: Runner, found: Sequence[Search]) -> None:
     """Measure what was found beside what it came of and the baseline, with as much time for each form as before."""
-    names = [BASELINE]
+    names = [flow.baseline]
     for search in found:
         assert search.found is not None
         names += [search.variant.name, search.found.name]
         runner.choices[search.found.name] = Chosen(search.found.name, None, _MEASUREMENT)
     share = min(1.0, len(names) / len(runner.artifacts["profile"].metadata["names"]))
-    step = profile_step(recipe, {name: name for name in names})
+    step = flow.profile(recipe, {name: name for name in names})
     options = step.options.model_copy(update={"budget_s": recipe.profile.budget * share})
     runner.run([replace(step, name=_MEASUREMENT, options=options, fails=False, optional=frozenset())])

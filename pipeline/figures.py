@@ -15,6 +15,7 @@ __all__ = [
     "accuracy_of",
     "bytes_text",
     "chosen_name",
+    "drop_word",
     "headline_batch",
     "in_order",
     "interval_text",
@@ -96,6 +97,11 @@ def times_text(value: float) -> str:
 def interval_text(low: float, high: float, digits: int = 4) -> str:
     """`0.8430–0.9010`."""
     return f"{low:.{digits}f}\N{EN DASH}{high:.{digits}f}"
+
+
+def drop_word(metric: str) -> str:
+    """What a metric does when it gets worse: perplexity rises, the others drop."""
+    return "rise" if metric == "perplexity" else "drop"
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.flow import flow_of
 from pipeline.recipe import Recipe
 from pipeline.result import VariantResult
 from pipeline.runner import Runner
 from pipeline.screening import Entrant, race_interval
 from stages.check.per_sample import PerSample
 from stages.pareto import Standing, answer_errors, beaten
-from stages.variants import BASELINE
 
 __all__ = ["front"]
 
@@ -28,11 +28,12 @@ def front(recipe: Recipe, runner: Runner, rows: Sequence[VariantResult]) -> list
 
 
 def _entrant(recipe: Recipe, runner: Runner, name: str) -> Entrant:
-    chosen, baseline = runner.choices[name], runner.choices[BASELINE]
+    first = flow_of(recipe).baseline
+    chosen, baseline = runner.choices[name], runner.choices[first]
     measurement = runner.artifacts[chosen.measurement]
     sizes = measurement.metadata["batch_sizes"]
     # A later measurement has the chosen forms only, under the variants' own names.
-    over = baseline.form if chosen.measurement == baseline.measurement else BASELINE
+    over = baseline.form if chosen.measurement == baseline.measurement else first
     return Entrant(measurement, chosen.form, over, max(sizes) if recipe.objective == "throughput" else sizes[0])
 
 

@@ -13,9 +13,10 @@ from model_repository.errors import RepositoryError, ServerError
 from pipeline.account import account
 from pipeline.fallback import Search, can_fall_back, fall_back, tell
 from pipeline.figures import seconds_text
+from pipeline.flow import Flow, flow_of, resolve
 from pipeline.front import front
 from pipeline.outcome import Outcome, judge_variants
-from pipeline.plan import Choice, Step, groundwork, judging_plan, measuring_plan, release_plan, variants_of
+from pipeline.plan import Choice, Step
 from pipeline.recipe import DataRecipe, Recipe
 from pipeline.records import Recorder
 from pipeline.report import write_report
@@ -28,11 +29,10 @@ from pipeline.store import Store
 from stages.artifact import Artifact
 from stages.errors import RequirementError, StageError
 from stages.host import fingerprint_digest, host_fingerprint
-from stages.model import Model
 from stages.prepare import COLLECT, CollectOptions, locate_data
 from stages.select import select
 from stages.source import SOURCE, SourceOptions, locate, suggest_name
-from stages.variants import BASELINE, VariantConfig
+from stages.variant import Variant
 
 __all__ = ["default_store", "describe_plan", "run"]
 
@@ -65,15 +65,17 @@ def run(
 def describe_plan(recipe: Recipe) -> str:
     """The steps that a run of this recipe would take, for people. Raises what `run` would for a model or data that
     are not there."""
-    locate(recipe.model, task=recipe.task, allow_pickle=recipe.allow_pickle)
+    source = locate(recipe.model, task=recipe.task, allow_pickle=recipe.allow_pickle)
+    recipe = resolve(recipe, source.metadata.get("task") if source is not None else recipe.task)
+    flow = flow_of(recipe)
     for data in (recipe.evaluation, recipe.calibration):
         if data is not None:
             locate_data(data.path)
     rows = [("source", recipe.model)]
-    plan = measuring_plan(recipe)
+    plan = flow.measuring(recipe)
     if recipe.variants == "auto":
-        plan = groundwork(recipe)
-        names = ", ".join(variant.name for variant in variants_of(recipe)[1:])
+        plan = flow.groundwork(recipe)
+        names = ", ".join(variant.name for variant in flow.variants(recipe)[1:])
         rest = ("search", f"what is worth measuring in full, in {seconds_text(recipe.search_budget)} at most: {names}")
     for step in plan:
         if isinstance(step, Choice):
@@ -84,11 +86,11 @@ def describe_plan(recipe: Recipe) -> str:
             rows.append((step.name, ", ".join(step.inputs.values())))
     if recipe.variants == "auto":
         rows += [rest, ("profile", "what the search leaves"), ("check", "what the search leaves")]
-    if recipe.fallback and any(can_fall_back(variant) for variant in variants_of(recipe)):
+    if recipe.fallback and any(can_fall_back(variant) for variant in flow.variants(recipe)):
         time_for = seconds_text(recipe.fallback_budget)
         rows.append(("fall back", f"every quantised variant that fails on accuracy, in {time_for} at most"))
     rows.append(("select", f"every variant that passes its gates, by {recipe.objective}"))
-    for step in release_plan(recipe, recipe.name or suggest_name(recipe.model), "the chosen variant", 1):
+    for step in flow.release(recipe, recipe.name or suggest_name(recipe.model), "the chosen variant", {}):
         rows.append((step.name, ", ".join(step.inputs.values())))
     rows.append(("publish", recipe.repository))
     return "\n".join(f"{name:<26} ← {what}" for name, what in rows)
@@ -97,6 +99,7 @@ def describe_plan(recipe: Recipe) -> str:
 class _Job:
     def __init__(self, recipe: Recipe, store: Store, screen: Screen, record: bool, report: Path | None) -> None:
         self.recipe = recipe
+        self.flow: Flow = flow_of(recipe)
         self.store = store
         self.screen = screen
         self.report = report
@@ -125,14 +128,13 @@ class _Job:
                 self.recorder.close()
 
     def _run(self) -> RunResult:
-        self.runner.expect(measuring_plan(self.recipe))
-        self.runner.give("source", self._source())
+        self._give_source()
         self._give_data()
         try:
-            self.runner.run(groundwork(self.recipe))
+            self.runner.run(self.flow.groundwork(self.recipe))
             if self.recipe.variants == "auto":
                 self._search()
-            self.runner.run(judging_plan(self.recipe))
+            self.runner.run(self.flow.judging(self.recipe))
         except _RUN_FAILS as error:
             self.outcome = judge_variants(self.recipe, self.runner)
             return self._failed(error)
@@ -143,8 +145,7 @@ class _Job:
             return self._finish(self._result("none_passed", 3, "no variant passed its gates: nothing was published"))
         self.chosen = winner.name
         try:
-            runtime = Model.of(self.runner.artifacts[winner.name]).runtime
-            self.runner.run(release_plan(self.recipe, self.name, winner.name, self._typical_length(), runtime))
+            self.runner.run(self.flow.release(self.recipe, self.name, winner.name, self.runner.artifacts))
             return self._publish(winner.name)
         except _RUN_FAILS as error:
             return self._failed(error)
@@ -160,14 +161,23 @@ class _Job:
             self.outcome = judge_variants(self.recipe, self.runner, self._found())
             self.warnings += tell(self.searches, self.outcome.rows, self.recipe.objective)
 
-    def _found(self) -> list[VariantConfig]:
+    def _found(self) -> list[Variant]:
         return [search.found for search in self.searches if search.found is not None]
 
-    def _source(self) -> Artifact:
+    def _give_source(self) -> None:
+        """Find the model, and with it what is to be done."""
         recipe = self.recipe
         found = locate(recipe.model, task=recipe.task, allow_pickle=recipe.allow_pickle)
-        if found is not None:
-            return found
+        if found is None:
+            self.runner.expect(self.flow.measuring(recipe))
+            found = self._fetched()
+        self.recipe = resolve(recipe, found.metadata.get("task"))
+        self.flow = flow_of(self.recipe)
+        self.runner.expect(self.flow.measuring(self.recipe))
+        self.runner.give("source", found)
+
+    def _fetched(self) -> Artifact:
+        recipe = self.recipe
         options = SourceOptions(
             reference=recipe.model,
             task=recipe.task,
@@ -185,7 +195,7 @@ class _Job:
         if self.recipe.evaluation is not None:
             self.runner.give("evaluation-data", self._data("evaluation-data", self.recipe.evaluation))
         if self.recipe.calibration is not None:
-            if any(variant.needs_data for variant in variants_of(self.recipe)):
+            if any(variant.needs_data for variant in self.flow.variants(self.recipe)):
                 self.runner.give("calibration-data", self._data("calibration-data", self.recipe.calibration))
             else:
                 self.warnings.append("no variant of this run learns from calibration data; they were not read")
@@ -197,11 +207,6 @@ class _Job:
         options = CollectOptions(reference=data.path, tracking_uri=self._tracking_uri())
         self.runner.run([Step(name, COLLECT, options, {})])
         return self.runner.artifacts[name]
-
-    def _typical_length(self) -> int:
-        """Tokens of a typical sample, for warming up: the mean of the evaluation data."""
-        tokens = self.runner.artifacts["prepare"].metadata.get("tokens")
-        return max(1, round(tokens["mean"])) if tokens else 16
 
     def _publish(self, winner: str) -> RunResult:
         result = self._result("published", 0, "")
@@ -220,7 +225,7 @@ class _Job:
         result.release = _release(repository, published, winner, verification is not None)
         where = f"{self.name} version {published.version} ({winner}) in {self.recipe.repository}"
         result.message = f"published {where}" if published.new else f"nothing to do: {where} is this very release"
-        if winner == BASELINE and len(result.variants) > 1:
+        if winner == self.flow.baseline and len(result.variants) > 1:
             passed = [row.name for row in result.variants if row.verdict == "pass" and not row.baseline]
             why = f"{', '.join(passed)} passed, but none is known to be better" if passed else "no other variant passed"
             result.warnings.append(f"the baseline was published: {why}")
@@ -235,7 +240,7 @@ class _Job:
 
     def _provenance(self, result: RunResult, winner: str) -> dict[str, Any]:
         """What is kept beside a release: where it comes from, how it was made, and what was measured."""
-        variants = [*variants_of(self.recipe), *self._found()]
+        variants = [*self.flow.variants(self.recipe), *self._found()]
         variant = next(variant for variant in variants if variant.name == winner)
         verification = self.runner.artifacts.get("verify")
         return {

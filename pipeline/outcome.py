@@ -6,16 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.plan import variants_of
+from pipeline.flow import flow_of
 from pipeline.recipe import Recipe
-from pipeline.result import BatchFigures, Interval, MetricFigures, Ratio, VariantResult
+from pipeline.result import (
+    BatchFigures,
+    GenerationFigures,
+    Interval,
+    MetricFigures,
+    QuantisationFigures,
+    Ratio,
+    VariantResult,
+)
 from pipeline.runner import Runner
 from stages.artifact import Artifact
 from stages.gate import Judgement, Limits, judge
+from stages.language.checkpoint import Checkpoint
 from stages.model import ASSETS, Model
 from stages.profile import faster
 from stages.select import Candidate, Objective
-from stages.variants import BASELINE, VariantConfig
+from stages.variant import Variant
 
 __all__ = ["Outcome", "accuracy_limits", "candidate_of", "deciding_batch", "judge_variants", "limits_of"]
 
@@ -47,15 +56,18 @@ def accuracy_limits(recipe: Recipe) -> Limits:
     return Limits(max_drop=gates.max_drop, min_cosine=gates.min_cosine, min_agreement=gates.min_agreement)
 
 
-def judge_variants(recipe: Recipe, runner: Runner, more: Sequence[VariantConfig] = ()) -> Outcome:
+def judge_variants(recipe: Recipe, runner: Runner, more: Sequence[Variant] = ()) -> Outcome:
     """Judge every variant of the recipe, and those that came to them, by what was stored of it. A variant that has no
     artifact or no evaluation gets no verdict but the reason why."""
     profile = runner.artifacts.get("profile")
     # A graph of a fixed batch size is measured at that one, whatever the recipe asks for.
     first: int = profile.metadata["batch_sizes"][0] if profile is not None else recipe.profile.batch_sizes[0]
     limits = limits_of(recipe, first)
-    variants = [*variants_of(recipe), *more]
-    rows = [_judged(runner, variant, limits, _measured(runner, variant.name)) for variant in variants]
+    flow = flow_of(recipe)
+    rows = [
+        _judged(runner, variant, flow.baseline, limits, _measured(runner, variant.name, flow.baseline))
+        for variant in (*flow.variants(recipe), *more)
+    ]
     return Outcome(rows, [candidate_of(row, rows[0]) for row in rows])
 
 
@@ -66,16 +78,16 @@ def deciding_batch(row: VariantResult, objective: Objective) -> BatchFigures | N
     return next((batch for batch in row.batches if batch.latency_ms == row.latency_ms), None)
 
 
-def _measured(runner: Runner, variant: str) -> Mapping[str, Any] | None:
+def _measured(runner: Runner, variant: str, first: str) -> Mapping[str, Any] | None:
     """The figures of the form that the variant took, its speed-up that over the baseline's chosen form."""
     chosen = runner.choices.get(variant)
     profile = None if chosen is None else runner.artifacts.get(chosen.measurement)
     if profile is None or chosen is None:
         return None
     figures = dict(profile.metadata["variants"][chosen.form])
-    baseline = runner.choices[BASELINE]
+    baseline = runner.choices[first]
     # A later measurement has the chosen forms only, under the variants' own names.
-    over = baseline.form if chosen.measurement == baseline.measurement else BASELINE
+    over = baseline.form if chosen.measurement == baseline.measurement else first
     if figures["error"] is None:
         races = {size: faster(profile, chosen.form, over, int(size)) for size in figures["batches"]}
         figures["speedups"] = {
@@ -85,11 +97,11 @@ def _measured(runner: Runner, variant: str) -> Mapping[str, Any] | None:
 
 
 def _judged(
-    runner: Runner, variant: VariantConfig, limits: Limits, measured: Mapping[str, Any] | None
+    runner: Runner, variant: Variant, first: str, limits: Limits, measured: Mapping[str, Any] | None
 ) -> VariantResult:
     row = VariantResult(
         name=variant.name,
-        baseline=variant.name == BASELINE,
+        baseline=variant.name == first,
         runtime=variant.runtime,
         precision=variant.precision,
         parameters=_parameters(variant),
@@ -101,11 +113,8 @@ def _judged(
         chosen = runner.choices[variant.name]
         row.form, row.measurement, race = chosen.form, chosen.measurement, chosen.race
         row.fused_speedup = None if race is None else race.ratio
-        row.fused = Model.of(artifact).fused
         row.digest = artifact.digest
-        row.size_bytes = sum(
-            (artifact.path / name).stat().st_size for name in artifact.files if not name.startswith(f"{ASSETS}/")
-        )
+        _describe(row, artifact)
     if measured is not None:
         _figures(row, measured, limits.batch_size)
     for step in (variant.name, f"check {variant.name}", row.measurement):
@@ -116,12 +125,28 @@ def _judged(
     if evaluation is None or measured is None:
         row.reason = "the run ended before it was measured and checked"
         return row
-    baseline = None if row.baseline else runner.artifacts[f"check {BASELINE}"]
+    baseline = None if row.baseline else runner.artifacts[f"check {first}"]
     _judge(row, evaluation, baseline, limits, measured)
     return row
 
 
-def _parameters(variant: VariantConfig) -> dict[str, Any]:
+def _describe(row: VariantResult, artifact: Artifact) -> None:
+    if artifact.kind != "checkpoint":
+        row.fused = Model.of(artifact).fused
+        row.size_bytes = sum(
+            (artifact.path / name).stat().st_size for name in artifact.files if not name.startswith(f"{ASSETS}/")
+        )
+        return
+    described = Checkpoint.of(artifact)
+    row.precision = described.precision
+    row.size_bytes = described.weights_bytes(artifact)
+    if described.quantisation is not None:
+        row.quantisation = QuantisationFigures.model_validate(described.quantisation.model_dump())
+        row.quantised_operators = described.quantisation.layers
+        row.operators = described.quantisation.linear_layers
+
+
+def _parameters(variant: Variant) -> dict[str, Any]:
     """Its own parameters, as far as they are single values."""
     fields = variant.model_dump(mode="json", exclude={"type", "runtime", "name", "exclude"})
     return {name: value for name, value in fields.items() if isinstance(value, (str, int, float, bool))}
@@ -142,6 +167,7 @@ def _judge(
 def _figures(row: VariantResult, measured: Mapping[str, Any], first: int) -> None:
     row.peak_memory_bytes = measured.get("peak_memory_bytes")
     row.cold_start_ms = measured.get("cold_start_ms")
+    row.generation = [GenerationFigures.model_validate(figures) for figures in measured.get("generation") or []]
     batches = [BatchFigures.model_validate(batch) for batch in (measured.get("batches") or {}).values()]
     row.batches = sorted(batches, key=lambda batch: batch.batch_size)
     for batch in row.batches:

@@ -1,4 +1,4 @@
-"""The plan: which steps a recipe asks for, in order, each naming the steps whose artifacts it takes."""
+"""The plan of a graph: which steps a recipe asks for, in order, each naming the steps whose artifacts it takes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from stages.host import host_fingerprint
 from stages.package import PACKAGE, PackageOptions
 from stages.prepare import PREPARE, PrepareOptions
 from stages.profile import PROFILE, ProfileOptions
+from stages.quantise.fp32 import Fp32
 from stages.quantise.variant import Runtime
+from stages.sensitivity import SENSITIVITY, SensitivityOptions
 from stages.stage import Stage
-from stages.variants import BASELINE, QUANTISE, VariantConfig, parse_variant
+from stages.variants import BASELINE, QUANTISE, VariantConfig
 from stages.verify import VERIFY, VerifyOptions
 
 __all__ = [
     "Choice", "Step", "check_step", "form_name", "forms_of", "groundwork", "judging_plan", "measured_forms",
-    "measuring_plan", "prepare_step", "profile_step", "release_plan", "stages_of", "variants_of",
+    "prepare_step", "profile_step", "rank_step", "release_plan", "stages_of", "variants_of",
 ]  # fmt: skip
 
 CALLS_FOR_P99 = 400
@@ -72,16 +74,9 @@ class Choice:
 def variants_of(recipe: Recipe) -> list[VariantConfig]:
     """The baseline and the recipe's variants, baseline first; with `variants: auto` all that the search may try."""
     if recipe.variants == "auto":
-        others = candidates(recipe.target, host_fingerprint()["instruction_sets"])
-    else:
-        others = [variant for variant in recipe.variants if variant.name != BASELINE]
-    return [parse_variant(BASELINE), *others]
-
-
-def measuring_plan(recipe: Recipe) -> list[Step | Choice]:
-    """From the artifact `source` (and the data that the recipe names, `evaluation-data` and `calibration-data`) to a
-    profile and checks of every variant."""
-    return groundwork(recipe) + judging_plan(recipe)
+        return [Fp32(), *candidates(recipe.target, host_fingerprint()["instruction_sets"])]
+    chosen = [variant for variant in recipe.variants if isinstance(variant, VariantConfig)]
+    return [Fp32(), *(variant for variant in chosen if variant.name != BASELINE)]
 
 
 def groundwork(recipe: Recipe) -> list[Step | Choice]:
@@ -216,6 +211,13 @@ def check_step(
         fails=variant.name == BASELINE,
         libraries=_RUNTIME_LIBRARIES[variant.runtime],
     )
+
+
+def rank_step(recipe: Recipe, variant: VariantConfig, make: Step, data: str) -> Step:
+    """What quantising each group of operators alone does to the answers of the graph that `make` takes."""
+    options = SensitivityOptions(variant=variant, threads=recipe.profile.threads)
+    name, inputs = f"sensitivity {variant.name}", {**make.inputs, "data": data}
+    return Step(name, SENSITIVITY, options, inputs, fails=False, libraries=make.libraries)
 
 
 def release_plan(

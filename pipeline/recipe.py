@@ -15,7 +15,8 @@ from model_repository.layout import NAME
 from pipeline.units import Bytes, Fraction, Milliseconds, Seconds
 from stages.errors import InputError
 from stages.model import Task
-from stages.variants import VariantConfig, parse_variant
+from stages.variant import Variant
+from stages.variants import parse_variant
 
 __all__ = ["DataRecipe", "GateRecipe", "ProfileRecipe", "Recipe", "ServingRecipe"]
 
@@ -58,6 +59,7 @@ class ProfileRecipe(_Part):
     batch_sizes: tuple[int, ...] = Field((1, 8, 32), min_length=1, description="the first one decides latency")
     budget: Seconds = Field(60.0, gt=0, description="time for all variants together")
     threads: int = Field(0, ge=0, description="threads of a session; 0: every core the process may use")
+    new_tokens: int = Field(32, ge=2, description="tokens that a language model generates in a request")
 
     @field_validator("batch_sizes")
     @classmethod
@@ -73,6 +75,9 @@ class ServingRecipe(_Part):
     max_batch_size: int = Field(32, ge=0, description="0: no batching")
     max_queue_delay: Seconds = Field(0.0005, ge=0, description="how long a request may wait for others")
     threads: int = Field(0, ge=0, description="intra-op threads of the instance; 0: every core")
+    vllm: str | None = Field(
+        None, description="environment (its folder) whose vLLM verifies language models; default: the one in PATH"
+    )
 
 
 class Recipe(_Part):
@@ -86,7 +91,7 @@ class Recipe(_Part):
     target: Literal["cpu"] = "cpu"
     evaluation: DataRecipe | None = None
     calibration: DataRecipe | None = None
-    variants: tuple[SerializeAsAny[VariantConfig], ...] | Literal["auto"] = Field(
+    variants: tuple[SerializeAsAny[Variant], ...] | Literal["auto"] = Field(
         default_factory=lambda: (parse_variant("fp16"), parse_variant("int8-dynamic")),
         validate_default=False,
         description="what to make beside the baseline; auto: whatever the target, the data and the machine allow",
@@ -121,7 +126,7 @@ class Recipe(_Part):
             return "auto"
         variants = []
         for entry in value:
-            if isinstance(entry, VariantConfig):
+            if isinstance(entry, Variant):
                 variants.append(entry)
                 continue
             try:
@@ -165,7 +170,7 @@ class Recipe(_Part):
         if not isinstance(values, dict):
             raise InputError(f"the recipe {path} holds no keys; it needs at least `model:`")
         folder = path.resolve().parent
-        for keys in (("model",), ("repository",), ("evaluation", "path"), ("calibration", "path")):
+        for keys in (("model",), ("repository",), ("evaluation", "path"), ("calibration", "path"), ("serving", "vllm")):
             _resolve(values, keys, folder)
         return cls.parse(merge(values, overrides or {}), str(path))
 

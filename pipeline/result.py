@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.searched import CandidateResult
 
 __all__ = [
-    "BatchFigures", "DataFigures", "FallbackResult", "FallbackTrial", "GroupEffect", "Interval", "KeptGroup",
-    "Latency", "MetricFigures", "MlflowLink", "Ratio", "Release", "RunResult", "StageFigures", "Status",
-    "VariantResult", "Verdict",
+    "BatchFigures", "DataFigures", "FallbackResult", "FallbackTrial", "GenerationFigures", "GroupEffect", "Interval",
+    "KeptGroup", "Latency", "MetricFigures", "MlflowLink", "QuantisationFigures", "Ratio", "Release", "RunResult",
+    "StageFigures", "Status", "VariantResult", "Verdict",
 ]  # fmt: skip
 
 Status = Literal["published", "none_passed", "failed"]
@@ -75,6 +75,41 @@ class MetricFigures(_Document):
     drop_upper: float
 
 
+class GenerationFigures(_Document):
+    """A language model's requests of one shape: `batch_size` prompts of `prompt_tokens` tokens at once, each answered
+    with `new_tokens`.
+
+    `ttft_ms`: time to the first token. `tpot_ms`: time for each token after it. Tokens a second are those of all
+    prompts together.
+    """
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+    ttft_ms: Latency
+    tpot_ms: Latency
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    requests: int
+
+
+class QuantisationFigures(_Document):
+    """How a checkpoint is quantised, and what did it: `library` and `version`, under the name that was `asked_for`."""
+
+    format: str
+    method: str
+    weight_bits: int
+    activation_bits: int | None = None
+    group_size: int | None = None
+    symmetric: bool = True
+    act_order: bool = False
+    layers: int
+    linear_layers: int
+    library: str
+    version: str
+    asked_for: str | None = None
+
+
 class KeptGroup(_Document):
     """A group of operators that stayed in higher precision, though its variant could quantise it.
 
@@ -114,6 +149,10 @@ class VariantResult(_Document):
     throughput_per_s: float | None = None
     speedup: float | None = None
     batches: list[BatchFigures] = []
+    generation: list[GenerationFigures] = []
+    """Of a language model: prefill and decode apart, by batch size and length of the prompt."""
+    quantisation: QuantisationFigures | None = None
+    """Of a language model's checkpoint."""
     fidelity: dict[str, Interval] = {}
     """`cosine`, `agreement`, `relative_error`, each against the baseline's outputs."""
     metric: MetricFigures | None = None

@@ -12,6 +12,7 @@ from pipeline.figures import (
     accuracy_of,
     bytes_text,
     chosen_name,
+    drop_word,
     headline_batch,
     in_order,
     interval_text,
@@ -53,6 +54,10 @@ def print_result(result: RunResult, console: Console | None = None) -> None:
     if result.variants:
         console.print()
         console.print(_table(result, console.width))
+        generation = _generation(result, console.width)
+        if generation is not None:
+            console.print()
+            console.print(generation)
     for line in _lines(result):
         console.print(line, soft_wrap=not console.is_terminal)
 
@@ -83,7 +88,7 @@ def _accuracy_heading(result: RunResult) -> str:
     if name is None:
         return "accuracy\n"
     has_drop = any(variant.metric is not None for variant in result.variants)
-    return f"{_FIDELITY_HEADINGS.get(name, name)}\n{'interval, drop' if has_drop else 'interval'}"
+    return f"{_FIDELITY_HEADINGS.get(name, name)}\n{f'interval, {drop_word(name)}' if has_drop else 'interval'}"
 
 
 def _row(result: RunResult, variant: VariantResult, chosen: bool, width: int) -> list[Text]:
@@ -116,7 +121,7 @@ def _row(result: RunResult, variant: VariantResult, chosen: bool, width: int) ->
     if accuracy is None:
         pair(None, None)
     elif accuracy.drop_upper is not None:
-        pair(f"{accuracy.value:.4f}", f"drop ≤ {percent_text(max(accuracy.drop_upper, 0), 2)}")
+        pair(f"{accuracy.value:.4f}", f"{drop_word(accuracy.name)} ≤ {percent_text(max(accuracy.drop_upper, 0), 2)}")
     else:
         pair(f"{accuracy.value:.4f}", interval_text(accuracy.low, accuracy.high))
     size, memory = variant.size_bytes, variant.peak_memory_bytes
@@ -167,6 +172,31 @@ def _lines(result: RunResult) -> list[Text]:
     lines.extend(_whereabouts(result))
     lines.extend(Text(f"warning: {warning}", style="yellow") for warning in result.warnings)
     return lines
+
+
+def _generation(result: RunResult, width: int) -> Table | None:
+    """Prefill and decode apart, for language models; null where nothing generates."""
+    from rich.table import Table
+
+    if not any(variant.generation for variant in result.variants):
+        return None
+    table = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("variant", max_width=max(14, width - 66), overflow="fold")
+    for heading in ("batch", "prompt", "first token ms", "p99", "per token ms", "p99", "tokens/s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for variant in in_order(result):
+        for place, requests in enumerate(variant.generation):
+            table.add_row(
+                variant.name if place == 0 else "",
+                str(requests.batch_size),
+                str(requests.prompt_tokens),
+                number_text(requests.ttft_ms.p50),
+                number_text(requests.ttft_ms.p99),
+                number_text(requests.tpot_ms.p50),
+                number_text(requests.tpot_ms.p99),
+                number_text(requests.decode_tokens_per_s),
+            )
+    return table
 
 
 def _slower(result: RunResult) -> list[Text]:

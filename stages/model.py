@@ -20,6 +20,7 @@ Task = Literal[
     "token-classification",
     "question-answering",
     "fill-mask",
+    "text-generation",  # a causal language model: a checkpoint in, a checkpoint or a decoder out
     "image-classification",
     "image-feature-extraction",
     "generic",  # arrays in, arrays out; nothing is known of their meaning

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from calibration.dataset import data_files, dataset_type, read_rows
+from calibration.dataset import data_files, dataset_type
 from calibration.functions import read_function
 from calibration.inputs import InputSpec
 from calibration.keep import keep_rows
@@ -28,7 +27,8 @@ from calibration.tasks import (
 from stages.artifact import Artifact
 from stages.check.metrics import metric_for
 from stages.data_checks import few_samples, guessed_preprocessing, try_sample, with_choices
-from stages.errors import InputError, RequirementError
+from stages.data_rows import data_rows
+from stages.errors import InputError
 from stages.mlflow_dataset import bring, is_mlflow_dataset
 from stages.model import ASSETS, Model
 from stages.progress import Progress
@@ -158,20 +158,16 @@ PREPARE = Stage(
 def _from_data(
     data: Artifact, model: Artifact, inputs: ModelInputs, options: PrepareOptions, progress: Progress
 ) -> tuple[Samples, dict[str, Any]]:
-    if data.kind != "data":
-        raise InputError(f"{data.path} is a {data.kind}, not data")
     if options.use != "auto":
         raise InputError(f"use: {options.use} says what to take where no data are given, but there are data")
-    kind, name = data.metadata["type"], data.metadata["name"]
-    path = data.path if kind in ("images", "datasets") else data.path / next(iter(data.files))
+    name = data.metadata.get("name")
+    if data.metadata.get("type") in ("txt", "texts"):
+        raise InputError(
+            f"{name} is plain text, which only language models that generate text take: give a row a sample (.jsonl, "
+            ".csv, …)"
+        )
     progress.update(f"reading {name}")
-    try:
-        rows = read_rows(path, columns=options.columns, limit=options.samples, seed=options.seed)
-    except ModuleNotFoundError as error:
-        if error.name != "datasets":
-            raise
-        raise RequirementError(str(error)) from error
-    rows = replace(rows, source=name)  # what was brought lies in a file of ours, whose name says nothing to people
+    rows = data_rows(data, columns=options.columns, limit=options.samples, seed=options.seed)
     progress.update(f"preparing {len(rows)} rows")
     arrays = takes_arrays(rows, inputs)
     if arrays:

@@ -1,8 +1,8 @@
-"""The variants that there are, and the stage that makes one.
+"""The variants that there are, and the stage that makes one of a graph.
 
-A new precision is one file in `stages/quantise/` (a config, and the handler registered for it) and one line in
-`VARIANTS`. What a variant needs and where it runs is declared by its config class; the plan, `optimize doctor` and the
-documentation read it from there.
+A new precision is one file in `stages/quantise/` or `stages/language/quantise/` (a config, and the handler registered
+for it) and one line in `GRAPH_VARIANTS` or `LANGUAGE_VARIANTS`. What a variant needs and where it runs is declared by
+its config class; the plan, `optimize doctor` and the documentation read it from there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ from pydantic import ValidationError
 from calibration.statistics import Statistics
 from stages.artifact import Artifact
 from stages.errors import InputError
+from stages.language.quantise.awq import Awq
+from stages.language.quantise.compressed import W4A16, W8A8, Fp8
+from stages.language.quantise.gptq import Gptq
+from stages.language.quantise.int4_onnx import Int4Onnx
+from stages.language.quantise.original import Original
+from stages.language.variant import LanguageVariant
 from stages.progress import SILENT, Progress
 from stages.quantise.bf16 import Bf16
 from stages.quantise.fp16 import Fp16
@@ -27,10 +33,14 @@ from stages.quantise.int8_static import Int8Static
 from stages.quantise.int8_weight_only import Int8WeightOnly
 from stages.quantise.variant import Runtime, VariantConfig, build
 from stages.stage import Stage
+from stages.variant import Variant
 
-__all__ = ["BASELINE", "QUANTISE", "VARIANTS", "VariantConfig", "parse_variant", "quantise", "runtimes_of"]
+__all__ = [
+    "BASELINE", "GRAPH_VARIANTS", "LANGUAGE_VARIANTS", "ORIGINAL", "QUANTISE", "VARIANTS", "VariantConfig",
+    "parse_variant", "quantise", "runtimes_of",
+]  # fmt: skip
 
-VARIANTS: dict[str, type[VariantConfig]] = {
+GRAPH_VARIANTS: dict[str, type[VariantConfig]] = {
     "fp32": Fp32,
     "fp16": Fp16,
     "bf16": Bf16,
@@ -39,12 +49,27 @@ VARIANTS: dict[str, type[VariantConfig]] = {
     "int8-weight-only": Int8WeightOnly,
     "int4": Int4,
 }
-"""Every variant by its type, the baseline first."""
+"""Every variant of a graph by its type, the baseline first."""
 
 BASELINE = "fp32"
 
+LANGUAGE_VARIANTS: dict[str, type[LanguageVariant]] = {
+    "original": Original,
+    "gptq": Gptq,
+    "awq": Awq,
+    "w4a16": W4A16,
+    "int8-w8a8": W8A8,
+    "fp8": Fp8,
+    "int4-onnx": Int4Onnx,
+}
+"""Every variant of a language model that generates text, the baseline first."""
 
-def parse_variant(spec: str | Mapping[str, Any]) -> VariantConfig:
+ORIGINAL = "original"
+
+VARIANTS: dict[str, type[Variant]] = {**GRAPH_VARIANTS, **LANGUAGE_VARIANTS}
+
+
+def parse_variant(spec: str | Mapping[str, Any]) -> Variant:
     """The config that a recipe means by `int8-dynamic`, by `fp32-openvino` (a type and a runtime), or by
     `{type: int8-dynamic, per_channel: false, …}`.
 
@@ -85,11 +110,12 @@ def _names() -> list[str]:
     """Every variant in one word: the type, and the type with each of its runtimes behind it."""
     names = []
     for kind, config in VARIANTS.items():
-        names += [kind, *(f"{kind}-{runtime}" for runtime in runtimes_of(config) if runtime != "onnxruntime")]
+        others = [runtime for runtime in runtimes_of(config) if runtime in get_args(Runtime)]
+        names += [kind, *(f"{kind}-{runtime}" for runtime in others if runtime != "onnxruntime")]
     return names
 
 
-def runtimes_of(config: type[VariantConfig]) -> tuple[Runtime, ...]:
+def runtimes_of(config: type[Variant]) -> tuple[str, ...]:
     """What can run a variant, its usual runtime first."""
     return get_args(config.model_fields["runtime"].annotation)
 

@@ -90,6 +90,34 @@ def test_an_archive_gives_one_row_a_sample(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "t.npz").names == ["x", "labels"]
 
 
+def test_plain_text_gives_a_row_a_file(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\n")
+    (tmp_path / "a.TXT").write_text("größer", encoding="utf-8")
+    (tmp_path / ".hidden.txt").write_text("not a document")
+    (tmp_path / "notes.md").write_text("not a document")
+    assert dataset_type(tmp_path / "b.txt") == "txt"
+    assert [dict(row) for row in read_rows(tmp_path / "b.txt")] == [{"text": "one\ntwo\n"}]
+    assert dataset_type(tmp_path) == "texts"
+    rows = read_rows(tmp_path)
+    assert rows.texts("text") == ["größer", "one\ntwo\n"]
+    assert list(rows.numbers) == [1, 2]
+    assert data_files(tmp_path) == (tmp_path, ["a.TXT", "b.txt"])
+    assert len(read_rows(tmp_path, limit=1)) == 1
+
+
+def test_a_blank_file_among_others_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a text")
+    (tmp_path / "b.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"b.txt is empty: take it out of the folder"):
+        read_rows(tmp_path)
+
+
+def test_a_folder_of_images_stays_one_with_notes_beside_them(tmp_path: Path) -> None:
+    make_images(tmp_path, ["a.png"])
+    (tmp_path / "readme.txt").write_text("about the images")
+    assert dataset_type(tmp_path) == "images"
+
+
 def make_images(folder: Path, names: list[str]) -> None:
     from PIL import Image
 
@@ -356,7 +384,9 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "parquet": ("d.parquet", b"PAR1 and nothing else", "d.parquet is not a readable Parquet file"),
     "npz": ("d.npz", b"PK\x03\x04 cut off", "d.npz is not a readable .npz"),
     "npz empty file": ("d.npz", b"", "d.npz is not a readable .npz"),
-    "type": ("d.txt", b"text", "is no data set that can be read: give a .jsonl, .csv"),
+    "type": ("d.md", b"text", "is no data set that can be read: give a .jsonl, .csv"),
+    "text encoding": ("d.txt", "ein größeres".encode("latin-1"), r"d.txt is not UTF-8 \(byte 6\): save it as UTF-8"),
+    "blank text": ("d.txt", b" \n", "d.txt is empty: there is not one row in it"),
     "empty jsonl": ("d.jsonl", b"\n", "d.jsonl is empty"),
     "empty csv": ("d.csv", b"", "d.csv is empty"),
     "csv header only": ("d.csv", b"text,label\n", "d.csv is empty"),
@@ -464,7 +494,7 @@ def test_a_path_that_is_nothing_says_what_could_be_given(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"there is no .*lost.jsonl: give a .jsonl"):
         read_rows(tmp_path / "lost.jsonl")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no images and no saved data set"):
+    with pytest.raises(DataError, match="holds no images, no text and no saved data set"):
         read_rows(tmp_path / "empty")
 
 

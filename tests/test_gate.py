@@ -25,6 +25,15 @@ def scored(right: Any, **about: Any) -> PerSample:
     return PerSample(len(score), metric="accuracy", form="ratio", statistics=statistics, **about)
 
 
+def read(losses: Any, predictions: Any = 100, **about: Any) -> PerSample:
+    """An evaluation by perplexity: the mean loss of each window, in nats, over its `predictions`."""
+    loss = np.asarray(losses, dtype=np.float64)
+    counts = np.broadcast_to(np.asarray(predictions, dtype=np.float64), loss.shape)
+    statistics = np.stack([loss * counts, counts], axis=1)
+    about = {"metric": "perplexity", "form": "perplexity", "units": "windows", **about}
+    return PerSample(len(loss), statistics=statistics, **about)
+
+
 def compared(name: str, column: Any, **about: Any) -> PerSample:
     """An evaluation without truth."""
     values = np.asarray(column, dtype=np.float64)
@@ -104,6 +113,113 @@ def test_embeddings_that_stray_too_far_pass_in_at_most_5_percent(samples: int, s
         return judge(compared("cosine", 1 - error), compared("cosine", []), QUICK)
 
     assert passed(repetition) <= MOST_WRONG
+
+
+RISES: dict[str, Callable[[np.random.Generator, int], Any]] = {
+    "most are small and some large": lambda random, windows: random.lognormal(-(1.5**2) / 2, 1.5, windows),
+    "all alike": lambda random, windows: random.lognormal(-(0.3**2) / 2, 0.3, windows),
+    "many are gains": lambda random, windows: random.normal(1, 5, windows),
+    "either way far out": lambda random, windows: 1 + 3 * random.standard_t(3, windows),
+}
+"""How much more one window loses than another, with mean 1."""
+
+TRULY_TOO_MUCH = np.log(1.0101)
+"""Of the mean loss, in nats: perplexity rises by 1 % and a hair."""
+
+
+@pytest.mark.parametrize("windows", [50, 200])
+@pytest.mark.parametrize("rises", RISES.values(), ids=RISES)
+def test_a_perplexity_that_truly_rises_too_much_passes_in_at_most_5_percent(windows: int, rises: Any) -> None:
+    """The loss of a window is anywhere between 1 and 5 nats, and the windows differ in what is counted of them."""
+
+    def repetition(random: np.random.Generator) -> Judgement:
+        before, counted = random.uniform(1, 5, windows), random.choice([64, 128, 255], windows)
+        after = before + TRULY_TOO_MUCH * rises(random, windows)
+        return judge(read(after, counted), read(before, counted), QUICK)
+
+    assert passed(repetition) <= MOST_WRONG
+
+
+def test_a_perplexity_that_truly_rises_a_little_does_pass() -> None:
+    """By 0.25 %, in windows that stray four times as far."""
+
+    def repetition(random: np.random.Generator) -> Judgement:
+        before = random.uniform(1, 5, 64)
+        return judge(read(before + 0.0025 * random.normal(1, 4, 64)), read(before), QUICK)
+
+    assert passed(repetition) >= 0.9 * REPETITIONS
+
+
+def test_a_perplexity_that_truly_keeps_the_limit_fails_in_at_most_5_percent() -> None:
+    def repetition(random: np.random.Generator) -> Judgement:
+        before = random.uniform(1, 5, 50)
+        after = before + np.log(1.0099) * random.normal(1, 3, 50)
+        return judge(read(after), read(before), QUICK)
+
+    random = np.random.default_rng(0)
+    assert sum(repetition(random).verdict == "fail" for _ in range(REPETITIONS)) <= MOST_WRONG
+
+
+def test_perplexity_is_worse_when_it_rises() -> None:
+    random = np.random.default_rng(0)
+    before = random.uniform(2, 4, 200)
+    little = judge(read(before + random.normal(0.0015, 0.003, 200)), read(before))
+    assert little.verdict == "pass"
+    assert little.reason.startswith("perplexity rises by 0.1")
+    assert "; a rise of 0.1" in little.reason
+    assert little.reason.endswith("at most with 95% confidence (limit 1.00%)")
+    assert little.metric is not None
+    assert 0 < little.metric.drop_lower < little.metric.drop < little.metric.drop_upper < 0.01
+    assert little.metric.low < little.metric.value < little.metric.high
+
+    much = judge(read(before + 0.05), read(before))
+    assert much.verdict == "fail"
+    assert much.reason.startswith("perplexity rises by 5.13%; a rise of 4.")
+    assert "at least with" in much.reason
+
+    alike = judge(read(np.full(60, 2.05)), read(np.full(60, 2.0))).metric
+    assert alike is not None
+    assert alike.low < alike.value < alike.high
+
+    gained = judge(read(before - 0.05), read(before))
+    assert "at least with" in gained.reason
+    assert gained.verdict == "pass"
+    assert gained.reason.startswith("perplexity falls by 4.88%; a fall of 4.")
+
+    unclear = judge(read(before + random.normal(0.009, 0.03, 200)), read(before))
+    assert unclear.verdict == "inconclusive"
+    assert "but 200 windows leave a rise of 1." in unclear.reason
+    assert unclear.samples_needed is not None
+    assert f"about {unclear.samples_needed:,} windows would decide" in unclear.reason
+
+
+def test_few_windows_cannot_bound_what_others_lose() -> None:
+    before = np.linspace(2, 4, 49)
+    judged = judge(read(before), read(before))
+    assert (judged.verdict, judged.samples_needed) == ("inconclusive", 50)
+    assert "on 49 windows; it takes 50" in judged.reason
+    assert judge(read(before + 1), read(before)).verdict == "fail"
+    before = np.linspace(2, 4, 50)
+    assert judge(read(before), read(before)).verdict == "pass"
+
+
+def test_a_broken_model_is_refused_in_words_that_can_be_read() -> None:
+    before = np.linspace(2, 4, 60)
+    judged = judge(read(before + 900), read(before))
+    assert judged.verdict == "fail"
+    assert len(judged.reason) < 150
+    assert judged.metric is not None
+    assert np.isfinite([judged.metric.value, judged.metric.drop, judged.metric.drop_upper]).all()
+
+
+def test_divergence_is_told_as_an_error() -> None:
+    random = np.random.default_rng(0)
+    divergence = random.lognormal(-7, 1, 60)
+    evaluation = read(np.full(60, 2.0), fidelity={"kl": divergence, "agreement": np.full(60, 0.98)})
+    figures = judge(evaluation, read(np.full(60, 2.0))).fidelity
+    assert figures["kl"].value == pytest.approx(divergence.mean())
+    assert 0 < figures["kl"].low < figures["kl"].value < figures["kl"].high < 2 * figures["kl"].value
+    assert figures["agreement"].low < 0.98 < figures["agreement"].high
 
 
 def test_no_disagreement_in_50_samples_proves_nothing_and_in_300_enough() -> None:

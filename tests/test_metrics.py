@@ -143,18 +143,38 @@ def test_a_metric_that_does_not_fit_is_refused_with_those_that_do() -> None:
 
 
 @pytest.mark.parametrize("form", list(FORMS))
-def test_a_unit_that_is_lost_lowers_every_form(form: str) -> None:
+def test_a_unit_that_is_lost_worsens_every_form(form: str) -> None:
     random = np.random.default_rng(0)
     if form == "pearson":
         x = random.normal(size=50)
         y = x + random.normal(size=50)
         statistics = np.stack([np.ones(50), x, y, x * x, y * y, x * y], axis=1)
-    elif form == "ratio":
+    elif form in ("ratio", "perplexity"):
         statistics = np.stack([random.random(50), np.ones(50)], axis=1)
     else:
         statistics = np.repeat([[1.0, 1, 0, 0, 1, 0]], 50, axis=0)
-    value, extremes = FORMS[form].value, FORMS[form].extremes
-    total = statistics.sum(axis=0)
-    right, wrong = extremes(statistics)
-    assert value(total + wrong) < value(total + right)
-    assert value(total + wrong) < value(total)
+    after = statistics * [1.1, 1] if form == "perplexity" else statistics
+    value, better = FORMS[form].value, -1 if FORMS[form].lower_is_better else 1
+    total = after.sum(axis=0)
+    unseen = FORMS[form].unseen(statistics, after)
+    assert better * value(total + unseen.lost[1]) < better * value(total + unseen.lost[0])
+    assert better * value(total + unseen.won[1]) > better * value(total + unseen.won[0])
+    assert better * value(total + unseen.lost[1]) < better * value(total)
+
+
+def test_perplexity_is_that_of_the_mean_loss_of_all_predictions() -> None:
+    sums = np.array([[30.0, 10], [50, 30]])
+    assert FORMS["perplexity"].value(sums.sum(axis=0)) == pytest.approx(np.exp(2))
+    assert FORMS["perplexity"].value(sums) == pytest.approx(np.exp([3, 5 / 3]))
+    assert np.isfinite(FORMS["perplexity"].value(np.array([1e9, 10.0])))  # a broken model's
+    assert np.isnan(FORMS["perplexity"].value(np.zeros(2)))
+
+
+def test_the_unseen_window_strays_twice_as_far_as_any_that_was_seen_in_either_direction() -> None:
+    before = np.array([[20.0, 10], [30, 10], [4, 1]])
+    after = before + np.array([[1.0, 0], [-3, 0], [0, 0]])
+    unseen = FORMS["perplexity"].unseen(before, after)
+    usual = before.mean(axis=0)
+    assert unseen.lost[0] == pytest.approx(usual)
+    assert unseen.lost[1] == pytest.approx(usual + np.array([6, 0]))
+    assert unseen.won[1] == pytest.approx(usual - np.array([6, 0]))

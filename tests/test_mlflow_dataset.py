@@ -69,7 +69,7 @@ def logged(folder: Path, web: str) -> Logged:
     frame.to_parquet(folder / "reviews.parquet")
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
     np.savez(folder / "arrays.npz", x=x, labels=np.arange(3))
-    (folder / "notes.txt").write_text("no data")
+    (folder / "notes.md").write_text("no data")
     data = mlflow.data
     sets = [
         data.from_pandas(pandas.read_csv(folder / "reviews.csv"), source=str(folder / "reviews.csv"), name="csv"),
@@ -80,7 +80,7 @@ def logged(folder: Path, web: str) -> Logged:
         data.from_pandas(frame.head(10), source=str(folder / "reviews.csv"), name="part"),
         data.from_pandas(frame, source=str(folder / "reviews.csv"), name="custom", digest="v1"),
         data.from_pandas(frame, source=str(folder / "gone.csv"), name="gone"),
-        data.from_pandas(frame, source=str(folder / "notes.txt"), name="notes"),
+        data.from_pandas(frame, source=str(folder / "notes.md"), name="notes"),
         data.from_pandas(frame, name="code"),
         data.from_pandas(frame, source=str(folder / "reviews.csv"), name="twice"),
         data.from_pandas(frame.head(3), source=str(folder / "reviews.csv"), name="twice"),
@@ -164,7 +164,7 @@ def test_files_that_have_changed_since_the_run_are_refused(brought: Any, logged:
     [
         ("absent", r"the run has no data set 'absent'; it has csv@[0-9a-f]{8}, jsonl@"),
         ("gone", r"gone came from .*gone.csv, and nothing is there on this machine: give the file itself"),
-        ("notes", r"/notes: .*notes.txt is no data set that can be read"),
+        ("notes", r"/notes: .*notes.md is no data set that can be read"),
         ("code", r"code came from {.*} \(code\): that names no file"),
         ("twice", r"the run has several data sets of this name; say which: twice@[0-9a-f]{8}, twice@"),
     ],

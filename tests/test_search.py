@@ -27,7 +27,7 @@ from pipeline.store import Store
 from stages.host import fingerprint_digest, host_fingerprint
 from stages.prepare import locate_data
 from stages.source import locate
-from stages.variants import VARIANTS, VariantConfig, parse_variant
+from stages.variants import GRAPH_VARIANTS, VariantConfig, parse_variant
 
 SPECS = [
     "bf16-openvino",
@@ -244,7 +244,7 @@ def test_every_candidate_can_be_made_and_has_a_name_of_its_own() -> None:
         assert len(set(names)) == len(names)
         assert "fp32" not in names, "that is the baseline"
         assert all(config.name.endswith("-openvino") == (config.runtime == "openvino") for config in found)
-    assert {config.type for config in strong} == set(VARIANTS)
+    assert {config.type for config in strong} == set(GRAPH_VARIANTS)
     only_strong, only_weak = ({config.name for config in found} for found in (strong, weak))
     assert only_strong - only_weak == {"bf16-openvino"}
     assert only_weak - only_strong == {"int8-dynamic-7bit"}

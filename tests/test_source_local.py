@@ -72,6 +72,8 @@ def test_fetching_a_local_directory_gives_the_located_artifact(classifier: Path,
         ("RobertaForQuestionAnswering", "question-answering"),
         ("BertForMaskedLM", "fill-mask"),
         ("MPNetModel", "feature-extraction"),
+        ("LlamaForCausalLM", "text-generation"),
+        ("GPT2LMHeadModel", "text-generation"),
     ],
 )
 def test_the_task_is_told_from_the_architecture(classifier: Path, tmp_path: Path, architecture: str, task: str) -> None:
@@ -82,11 +84,40 @@ def test_the_task_is_told_from_the_architecture(classifier: Path, tmp_path: Path
     assert source is not None and source.metadata["task"] == task
 
 
-def test_a_generating_language_model_is_refused(classifier: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": ["T5ForConditionalGeneration"]},
+        {"architectures": ["LlavaForConditionalGeneration"]},
+        {"architectures": ["T5WithLMHeadModel"], "is_encoder_decoder": True},
+    ],
+)
+def test_a_model_that_does_not_continue_a_text_is_refused(
+    classifier: Path, tmp_path: Path, config: dict[str, object]
+) -> None:
+    model = copy(classifier, tmp_path / "model")
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"writes text about another text.*only those that continue a text"):
+        locate(str(model))
+
+
+def test_a_language_model_can_be_taken_for_its_token_embeddings(classifier: Path, tmp_path: Path) -> None:
     model = copy(classifier, tmp_path / "model")
     (model / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "vocab_size": 9}))
-    with pytest.raises(InputError, match=r"LlamaForCausalLM .* not handled by this flow yet"):
-        locate(str(model))
+    source = locate(str(model), task="feature-extraction")
+    assert source is not None and source.metadata["task"] == "feature-extraction"
+
+
+def test_what_belongs_to_generating_travels_with_the_model(classifier: Path, tmp_path: Path) -> None:
+    model = copy(classifier, tmp_path / "model")
+    (model / "additional_chat_templates").mkdir()
+    names = {
+        "generation_config.json", "chat_template.jinja", "chat_template.json", "additional_chat_templates/tools.jinja"
+    }  # fmt: skip
+    for name in names:
+        (model / name).write_text("{}")
+    source = locate(str(model))
+    assert source is not None and names <= set(source.files)
 
 
 def test_a_given_task_is_taken(classifier: Path) -> None:

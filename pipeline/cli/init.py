@@ -20,6 +20,7 @@ name: {name}
 #   text tasks: `text` (or `text_a`, `text_b`; `question`, `context`; `tokens`); the truth is `label`, `labels`,
 #   `answers`, or `query` and `document` for retrieval. Also .csv, .parquet, .npz (an array for every model input,
 #   and `labels`), a folder of images (a subfolder a class), a saved datasets directory, module:function.
+#   Language models read `text` or `messages`, also plain .txt, in windows of `max_length` tokens.
 # evaluation:
 #   path: evaluation.jsonl
 #   columns: {{text: sentence}}     # our name: its name in the file

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 
+from pipeline.figures import drop_word
 from pipeline.result import RunResult, VariantResult
 
 __all__ = [
@@ -31,13 +32,19 @@ METRICS = {
     "latency/p99_ms": "99th percentile of it",
     "latency/cold_start_ms": "opening the session and the first answer",
     "throughput/per_s": "samples a second, first batch size of the recipe",
+    "generation/ttft_p50_ms": "language models: median time to the first token, shortest prompt, first batch size",
+    "generation/ttft_p99_ms": "99th percentile of it",
+    "generation/tpot_p50_ms": "language models: median time for each token after the first",
+    "generation/tpot_p99_ms": "99th percentile of it",
+    "generation/prefill_tokens_per_s": "language models: tokens of the prompt a second",
+    "generation/decode_tokens_per_s": "language models: generated tokens a second after the first",
     "speedup/p50_x": "the baseline's median over this one's",
     "speedup/fused_x": "the unfused graph's median over the fused one's",
     "accuracy/<metric>": "the task's metric, `@` written as `_at_`",
     "accuracy/drop": "relative drop from the baseline, a fraction",
     "accuracy/drop_upper": "its one-sided 95 % bound, which the gate looks at",
-    "accuracy/delta_pp": "the metric less the baseline's, in percentage points",
-    "fidelity/<measure>": "mean likeness to the baseline's outputs: `cosine`, `agreement`, `relative_error`",
+    "accuracy/delta_pp": "the metric less the baseline's, in percentage points (not of perplexity)",
+    "fidelity/<measure>": "mean likeness to the baseline's outputs: `cosine`, `agreement`, `relative_error`, `kl`",
     "size/bytes": "the model's files",
     "memory/peak_bytes": "highest resident memory while it was measured",
     "operators/quantised": "operators that are quantised, where fallback looked for those that should not be",
@@ -57,6 +64,7 @@ PARAMS = {
     "variant.<parameter>": "how it was made: `variant.method`, `variant.block_size`, `variant.observer`, …",
     "precision": "`fp32`, `fp16`, `int8`, …",
     "runtime": "what ran it",
+    "quantised_by": "language models: the library that really quantised, and its version",
     "fused": "whether its graph is fused",
     "target": "where the result is to run",
     "objective": "what the best variant is chosen by",
@@ -116,8 +124,17 @@ def variant_metrics(result: RunResult, variant: VariantResult) -> dict[str, floa
         figures["accuracy/drop"] = metric.drop
         figures["accuracy/drop_upper"] = metric.drop_upper
         baseline = next((other.metric for other in result.variants if other.baseline), None)
-        if baseline is not None:
+        if baseline is not None and drop_word(metric.name) == "drop":
             figures["accuracy/delta_pp"] = 100 * (metric.value - baseline.value)
+    for requests in variant.generation[:1]:
+        figures |= {
+            "generation/ttft_p50_ms": requests.ttft_ms.p50,
+            "generation/ttft_p99_ms": requests.ttft_ms.p99,
+            "generation/tpot_p50_ms": requests.tpot_ms.p50,
+            "generation/tpot_p99_ms": requests.tpot_ms.p99,
+            "generation/prefill_tokens_per_s": requests.prefill_tokens_per_s,
+            "generation/decode_tokens_per_s": requests.decode_tokens_per_s,
+        }
     for name, interval in variant.fidelity.items():
         figures[f"fidelity/{metric_name(name)}"] = interval.value
     return _finite(figures)
@@ -158,6 +175,8 @@ def variant_params(result: RunResult, variant: VariantResult | None) -> dict[str
             "fused": variant.fused,
             **{f"variant.{name}": value for name, value in variant.parameters.items()},
         }
+        if variant.quantisation is not None:
+            params["quantised_by"] = f"{variant.quantisation.library} {variant.quantisation.version}"
     params |= {
         "target": result.target,
         "objective": result.objective,

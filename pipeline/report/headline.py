@@ -7,6 +7,7 @@ from pipeline.figures import (
     accuracy_of,
     bytes_text,
     chosen_name,
+    drop_word,
     interval_text,
     number_text,
     percent_text,
@@ -62,7 +63,7 @@ def _key_figures(result: RunResult) -> Html | None:
     if accuracy is not None:
         note = interval_text(accuracy.low, accuracy.high)
         if accuracy.drop_upper is not None:
-            note = f"drop at most {percent_text(max(accuracy.drop_upper, 0), 2)}"
+            note = f"{drop_word(accuracy.name)} at most {percent_text(max(accuracy.drop_upper, 0), 2)}"
             if "max_drop" in result.limits:
                 note += f", {percent_text(result.limits['max_drop'], 2)} allowed"
         entries.append((accuracy_name(result) or "", f"{accuracy.value:.4f}", note))

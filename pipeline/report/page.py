@@ -26,7 +26,7 @@ from pipeline.report.scatter import scatter
 from pipeline.report.search import search_table
 from pipeline.report.sensitivity import kept_table, sensitivity_chart, trials_text
 from pipeline.report.style import AGAIN, COLOURS, STYLE
-from pipeline.report.tables import data_table, facts, fidelity_table, stage_table, variant_table
+from pipeline.report.tables import data_table, facts, fidelity_table, generation_table, stage_table, variant_table
 from pipeline.result import FallbackResult, RunResult, VariantResult
 from stages.errors import InputError
 
@@ -69,6 +69,7 @@ def report_page(result: RunResult, latencies: Mapping[str, NDArray[Any]] | None 
         *(_sensitivity(told) for told in result.fallbacks),
         _distributions(result, colours, latencies or {}),
         _batches(variants, colours),
+        _generation(result),
         _evidence(result),
         _steps(result),
         _surroundings(result),
@@ -179,6 +180,13 @@ def _batches(variants: list[VariantResult], colours: Mapping[str, str]) -> Html 
     ]
     note = f"Not settled when the time was up: {', '.join(restless)}." if restless else None
     return _section("By batch size", legend, element("div", latency, throughput, class_="pair"), note=note)
+
+
+def _generation(result: RunResult) -> Html | None:
+    tokens = next((variant.generation[0].new_tokens for variant in result.variants if variant.generation), 0)
+    runtimes = sorted({variant.runtime for variant in result.variants if variant.generation})
+    note = f"Requests of {tokens} new tokens, measured in this process ({', '.join(runtimes)}), not in a server."
+    return _section("Prefill and decode", generation_table(result), note=note)
 
 
 def _evidence(result: RunResult) -> Html | None:

@@ -12,6 +12,7 @@ from pipeline.figures import (
     accuracy_of,
     bytes_text,
     chosen_name,
+    drop_word,
     in_order,
     interval_text,
     number_text,
@@ -24,7 +25,7 @@ from pipeline.figures import (
 from pipeline.report.markup import Html, element, joined
 from pipeline.result import RunResult, StageFigures, VariantResult
 
-__all__ = ["data_table", "facts", "fidelity_table", "moment", "stage_table", "variant_table"]
+__all__ = ["data_table", "facts", "fidelity_table", "generation_table", "moment", "stage_table", "variant_table"]
 
 _HOST_WORDS = {"cpu": "processor", "memory_bytes": "memory"}
 
@@ -100,7 +101,9 @@ def _figures(result: RunResult, variant: VariantResult) -> list[tuple[str | None
     if accuracy is None:
         figures.append((None, None))
     elif accuracy.drop_upper is not None:
-        figures.append((f"{accuracy.value:.4f}", f"drop ≤ {percent_text(max(accuracy.drop_upper, 0), 2)}"))
+        figures.append(
+            (f"{accuracy.value:.4f}", f"{drop_word(accuracy.name)} ≤ {percent_text(max(accuracy.drop_upper, 0), 2)}")
+        )
     else:
         figures.append((f"{accuracy.value:.4f}", interval_text(accuracy.low, accuracy.high)))
     size, memory, cold = variant.size_bytes, variant.peak_memory_bytes, variant.cold_start_ms
@@ -128,6 +131,38 @@ def fidelity_table(result: RunResult) -> Html | None:
             note = None if interval is None else element("small", interval_text(interval.low, interval.high, 5))
             cells.append(element("td", element("span", value), note, class_="figure", data_label=name))
         rows.append(element("tr", *cells))
+    return element("table", element("thead", head), element("tbody", *rows), class_="cards snug")
+
+
+def generation_table(result: RunResult) -> Html | None:
+    """Prefill and decode apart, by batch size and length of the prompt; null where nothing generates."""
+    measured = [variant for variant in in_order(result) if variant.generation]
+    if not measured:
+        return None
+    headings = ["batch", "prompt", "first token ms", "per token ms", "prefill tokens/s", "decode tokens/s"]
+    head = element("tr", element("th", "variant"), *(element("th", text, class_="figure") for text in headings))
+    rows = []
+    for variant in measured:
+        for requests in variant.generation:
+            figures: list[tuple[str, str | None]] = [
+                (str(requests.batch_size), None),
+                (str(requests.prompt_tokens), None),
+                (number_text(requests.ttft_ms.p50), f"p99 {number_text(requests.ttft_ms.p99)}"),
+                (number_text(requests.tpot_ms.p50), f"p99 {number_text(requests.tpot_ms.p99)}"),
+                (number_text(requests.prefill_tokens_per_s), None),
+                (number_text(requests.decode_tokens_per_s), None),
+            ]
+            cells = [
+                element(
+                    "td",
+                    element("span", value),
+                    element("small", note) if note else None,
+                    class_="figure",
+                    data_label=heading,
+                )
+                for heading, (value, note) in zip(headings, figures, strict=True)
+            ]
+            rows.append(element("tr", element("td", variant.name), *cells))
     return element("table", element("thead", head), element("tbody", *rows), class_="cards snug")
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.figures import Accuracy, accuracy_name, accuracy_of, in_order
-from pipeline.result import Latency, RunResult, VariantResult
+from pipeline.figures import Accuracy, accuracy_name, accuracy_of, drop_word, in_order
+from pipeline.result import Latency, MetricFigures, RunResult, VariantResult
 from pipeline.searched import CandidateResult
 
 __all__ = ["Mark", "Point", "accuracy_limit", "dropped", "measured"]
@@ -35,11 +35,12 @@ class Mark:
 
 
 def accuracy_limit(result: RunResult) -> tuple[float, str] | None:
-    """The lowest accuracy that the gate lets pass, and what the recipe calls it; null where nothing is limited."""
+    """The worst accuracy that the gate lets pass, and what the recipe calls it; null where nothing is limited."""
     baseline = _baseline(result)
     if baseline is not None and baseline.metric is not None:
         drop = result.limits.get("max_drop")
-        return None if drop is None else (baseline.metric.value * (1 - drop), f"allowed drop {100 * drop:g} %")
+        word = drop_word(baseline.metric.name)
+        return None if drop is None else (_worse(baseline.metric, drop), f"allowed {word} {100 * drop:g} %")
     limit = result.limits.get(_FIDELITY_LIMITS.get(accuracy_name(result) or "", ""))
     return None if limit is None else (limit, f"at least {limit:g}")
 
@@ -61,9 +62,15 @@ def measured(result: RunResult) -> list[Point]:
             # The gate looks at the paired drop, not at each metric's own, much wider interval; so does the bar.
             low = high = accuracy.value
             if baseline is not None and baseline.metric is not None and accuracy.drop_upper is not None:
-                low = min(low, baseline.metric.value * (1 - accuracy.drop_upper))
+                worst = _worse(baseline.metric, accuracy.drop_upper)
+                low, high = min(low, worst), max(high, worst) if drop_word(accuracy.name) == "rise" else high
         points.append(Point(variant, _beside(baseline, variant, variant.latency_ms), accuracy, low, high))
     return points
+
+
+def _worse(metric: MetricFigures, drop: float) -> float:
+    """The metric after a relative drop, which for perplexity is a rise."""
+    return metric.value * (1 + drop if drop_word(metric.name) == "rise" else 1 - drop)
 
 
 def _beside(baseline: VariantResult | None, variant: VariantResult, latency: Latency) -> Latency:
@@ -85,7 +92,7 @@ def dropped(result: RunResult) -> list[Mark]:
     marks = []
     for candidate in result.candidates:
         if baseline.metric is not None:
-            accuracy = None if candidate.drop is None else baseline.metric.value * (1 - candidate.drop)
+            accuracy = None if candidate.drop is None else _worse(baseline.metric, candidate.drop)
         else:
             accuracy = candidate.fidelity.get(accuracy_name(result) or "")
         if candidate.reached != "full" and candidate.speedup is not None and accuracy is not None:

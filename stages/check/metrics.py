@@ -17,10 +17,22 @@ from numpy.typing import NDArray
 from stages.check.squad import answer_f1, exact_match
 from stages.errors import InputError
 
-__all__ = ["FORMS", "Form", "Metric", "Predictions", "metric_for", "unit_of"]
+__all__ = ["FORMS", "Form", "Metric", "Predictions", "Unseen", "metric_for", "unit_of"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """One unit that was not seen, at its worst: four rows [k] of what it would add to the statistics.
+
+    `lost`: what it adds to those of the baseline and to those of the variant where the variant loses all that it can;
+    `won`: the same where it gains all that it can.
+    """
+
+    lost: tuple[Floats, Floats]
+    won: tuple[Floats, Floats]
 
 
 @dataclass(frozen=True)
@@ -28,12 +40,16 @@ class Form:
     """How a metric's value comes from the column sums of its statistics.
 
     `value`: sums [..., k] -> [...], NaN where the metric is not defined.
-    `extremes`: statistics [units, k] -> two rows [k]: what an average unit adds if all of it is right, and if all of
-    it is wrong. The gate adds one such unit to account for what was not seen.
+    `unseen`: the statistics of the baseline and of the variant, [units, k] each -> the unit that the gate adds to
+    account for what was not seen. `bounded`: whether a unit has a worst; where it has none, `unseen` is a guess from
+    those that were seen, and takes enough of them.
+    `lower_is_better`: the metric gets worse by rising.
     """
 
     value: Callable[[Floats], Floats]
-    extremes: Callable[[Floats], tuple[Floats, Floats]]
+    unseen: Callable[[Floats, Floats], Unseen]
+    bounded: bool = True
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,16 @@ def _ratio(sums: Floats) -> Floats:
     return _divide(sums[..., 0], sums[..., 1])
 
 
+def _right_or_wrong(extremes: Callable[[Floats], tuple[Floats, Floats]]) -> Callable[[Floats, Floats], Unseen]:
+    """`extremes`: the baseline's statistics -> what an average unit adds if all of it is right, and if all is wrong."""
+
+    def unseen(before: Floats, after: Floats) -> Unseen:
+        right, wrong = extremes(before)
+        return Unseen(lost=(right, wrong), won=(wrong, right))
+
+    return unseen
+
+
 def _ratio_extremes(statistics: Floats) -> tuple[Floats, Floats]:
     count = statistics[:, 1].mean()
     return np.array([count, count]), np.array([0.0, count])
@@ -148,6 +174,27 @@ def _pearson_extremes(statistics: Floats) -> tuple[Floats, Floats]:
     return usual, unrelated
 
 
+_MOST_NATS = 100.0
+"""A loss beyond this is that of a broken model (chance is 12 nats for the largest vocabularies); its perplexity is cut
+off there, so that it remains a number."""
+
+
+def _perplexity(sums: Floats) -> Floats:
+    """Columns: negative log-likelihood in nats, number of predictions."""
+    value: Floats = np.exp(np.minimum(_divide(sums[..., 0], sums[..., 1]), _MOST_NATS))
+    return value
+
+
+def _perplexity_unseen(before: Floats, after: Floats) -> Unseen:
+    """An average unit whose loss changes by twice as much as that of any unit that was seen, in either direction.
+
+    How far a loss can rise is not known: there is no worst. See `stages.gate.fidelity`, which guesses the same way.
+    """
+    usual = before.mean(axis=0)
+    change = np.array([2 * np.abs(after[:, 0] - before[:, 0]).max(initial=0.0), 0.0])
+    return Unseen(lost=(usual, usual + change), won=(usual, usual - change))
+
+
 def _divide(numerator: Floats, denominator: Floats) -> Floats:
     result = np.full(np.shape(numerator), np.nan)
     np.divide(numerator, denominator, out=result, where=denominator > 0)
@@ -155,10 +202,11 @@ def _divide(numerator: Floats, denominator: Floats) -> Floats:
 
 
 FORMS: dict[str, Form] = {
-    "ratio": Form(_ratio, _ratio_extremes),
-    "macro_f1": Form(_macro_f1, _confusion_extremes),
-    "micro_f1": Form(_micro_f1, _confusion_extremes),
-    "pearson": Form(_pearson, _pearson_extremes),
+    "ratio": Form(_ratio, _right_or_wrong(_ratio_extremes)),
+    "macro_f1": Form(_macro_f1, _right_or_wrong(_confusion_extremes)),
+    "micro_f1": Form(_micro_f1, _right_or_wrong(_confusion_extremes)),
+    "pearson": Form(_pearson, _right_or_wrong(_pearson_extremes)),
+    "perplexity": Form(_perplexity, _perplexity_unseen, bounded=False, lower_is_better=True),
 }
 
 

@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from stages.artifact import Artifact
 from stages.errors import InputError
 
-__all__ = ["COLUMNS", "FILE", "PerSample"]
+__all__ = ["COLUMNS", "ERRORS", "FILE", "PerSample"]
 
 FILE = "per_sample.npz"
 
-COLUMNS = ("cosine", "relative_error", "agreement")
-"""What is compared with the baseline, sample by sample."""
+COLUMNS = ("cosine", "relative_error", "agreement", "kl")
+"""What is compared with the baseline, sample by sample. `kl`: of next-token distributions, in nats."""
+
+ERRORS = ("relative_error", "kl")
+"""Those of `COLUMNS` that are 0 where nothing differs, and grow. The others are 1 there, and fall."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class PerSample:
     `fidelity`: the columns of `COLUMNS` that exist, [samples] float64 each; empty for the baseline.
     `decisive`: which of them say, where there is no truth, whether the variant still does its task.
     `statistics`: [units, k] float64 of `metric` in the given `form` (see `stages.check.metrics`), None without truth; a
-    unit is what `units` names: samples, queries or pairs.
+    unit is what `units` names: samples, queries, pairs or windows.
     `data`: the digest of the samples, so that only like is compared with like.
     """
 

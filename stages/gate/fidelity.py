@@ -5,16 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.check.per_sample import PerSample
+from stages.check.per_sample import ERRORS, PerSample
 from stages.gate.judgement import FidelityFigures, Gate, Limits, advice, more_than, verdict_on
-from stages.gate.resampling import mean_bounds, samples_to_decide
+from stages.gate.resampling import FEWEST_UNBOUNDED, mean_bounds, samples_to_decide
 
 __all__ = ["fidelity_figures", "fidelity_gate"]
 
 Floats = NDArray[np.float64]
-
-_FEWEST_SAMPLES = 50
-"""Fewer samples of a continuous figure (cosine, relative error) say too little of its tail to bound its mean."""
 
 
 def _error(name: str, column: Floats) -> tuple[Floats, float]:
@@ -31,7 +28,7 @@ def _error(name: str, column: Floats) -> tuple[Floats, float]:
 
 
 def _as_figure(name: str, error: float) -> float:
-    return error if name == "relative_error" else 1 - error
+    return error if name in ERRORS else 1 - error
 
 
 def fidelity_figures(name: str, column: Floats, limits: Limits) -> FidelityFigures:
@@ -53,16 +50,16 @@ def fidelity_gate(name: str, variant: PerSample, limits: Limits) -> tuple[Gate, 
     count, estimate = len(error), float(error.mean())
     tail = 1 - limits.confidence
     lower, upper = mean_bounds(error, 0.0, worst, (tail, 1 - tail), limits.resamples, limits.seed)
-    most = limit if name == "relative_error" else 1 - limit
+    most = limit if name in ERRORS else 1 - limit
     verdict = verdict_on(lower, upper, most)
     said = f"{_SAID[name]} {_as_figure(name, estimate):.4f}"
     value, figure = _as_figure(name, estimate), _as_figure(name, lower if verdict == "fail" else upper)
     if verdict == "fail":
         reason = f"{said} is beyond the limit {limit:g} (at best {figure:.4f} with {limits.confidence:.0%} confidence)"
         return Gate.of(name, verdict, value, figure, limit, reason), None
-    if count < _FEWEST_SAMPLES and name != "agreement":
-        reason = f"{said} on {count} samples; it takes {_FEWEST_SAMPLES} to say how far others may stray"
-        return Gate.of(name, "inconclusive", value, figure, limit, reason), _FEWEST_SAMPLES
+    if count < FEWEST_UNBOUNDED and name != "agreement":
+        reason = f"{said} on {count} samples; it takes {FEWEST_UNBOUNDED} to say how far others may stray"
+        return Gate.of(name, "inconclusive", value, figure, limit, reason), FEWEST_UNBOUNDED
     if verdict == "pass":
         reason = f"{said}, at worst {figure:.4f} with {limits.confidence:.0%} confidence (limit {limit:g})"
         return Gate.of(name, verdict, value, figure, limit, reason), None

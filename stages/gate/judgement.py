@@ -28,9 +28,10 @@ class _Frozen(BaseModel):
 class Limits(_Frozen):
     """What a variant must keep. None: no such gate.
 
-    `max_drop`: of the metric, relative to the baseline's (0.01 = 1 %). Without truth: `min_agreement` for classifiers,
-    else `min_cosine`, and for models that answer with single numbers `max_relative_error`, each a mean over samples.
-    Latency and `min_speedup` are those of `batch_size`. `confidence` is that of the one-sided bounds.
+    `max_drop`: of the metric, relative to the baseline's (0.01 = 1 %); of perplexity, the rise. Without truth:
+    `min_agreement` for classifiers, else `min_cosine`, and for models that answer with single numbers
+    `max_relative_error`, each a mean over samples. Latency and `min_speedup` are those of `batch_size`. `confidence` is
+    that of the one-sided bounds.
     """
 
     max_drop: float = Field(default=0.01, ge=0)
@@ -77,7 +78,7 @@ class FidelityFigures(_Frozen):
 
 class MetricFigures(_Frozen):
     """The variant's metric with its two-sided interval, and its drop relative to the baseline's, as a fraction, with
-    one-sided bounds."""
+    one-sided bounds. The drop of a metric that is better when lower is its rise."""
 
     name: str
     value: float
@@ -91,7 +92,8 @@ class MetricFigures(_Frozen):
 class Judgement(_Frozen):
     """The verdict over all gates: `fail` if one fails, else `inconclusive` if one is, else `pass`.
 
-    `samples_needed`: about how many samples (or queries, or pairs) in all would decide an inconclusive accuracy gate.
+    `samples_needed`: about how many samples (or queries, pairs, windows) in all would decide an inconclusive accuracy
+    gate.
     """
 
     verdict: Verdict

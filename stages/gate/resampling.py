@@ -15,9 +15,12 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["mean_bounds", "resampled_sums", "samples_to_decide"]
+__all__ = ["FEWEST_UNBOUNDED", "mean_bounds", "resampled_sums", "samples_to_decide"]
 
 Floats = NDArray[np.float64]
+
+FEWEST_UNBOUNDED = 50
+"""Fewer samples of a figure without a worst (cosine, relative error, loss) say too little of its tail to bound it."""
 
 _BLOCK_VALUES = 1 << 21
 _MOST_SAMPLES = 10_000_000

@@ -1,48 +1,59 @@
-"""What runs in the measured processes: one that imports a runtime and loads the inputs, and a fork of it a variant.
+"""What runs in the measured processes: one that imports an engine and loads the inputs, and a fork of it a variant.
 
 A fork costs nothing, so that each variant has a process of its own (its cold start, its memory, its crash) for the
-price of one start of the interpreter. A runtime is imported and not used before the fork: neither ONNX Runtime nor
-OpenVINO has started threads by then, which would be missing in the fork.
+price of one start of the interpreter. An engine is imported and not used before the fork: neither ONNX Runtime nor
+OpenVINO nor PyTorch has started threads of its own by then, which would be missing in the fork.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from calibration.samples import Samples
 from stages.artifact import Artifact
-from stages.runtime import RUNTIMES, Arrays, RuntimeName, RuntimeOptions, Session, open_session
-from stages.runtime.openvino import import_openvino
 
-__all__ = ["Job", "main"]
-
-_ENGINES: Mapping[RuntimeName, Callable[[], object]] = {
-    "onnxruntime": partial(importlib.import_module, "onnxruntime"),
-    "openvino": import_openvino,
-}
+__all__ = ["Job", "Served", "Turn", "Work", "main"]
 
 _PR_SET_PDEATHSIG = 1
+
+Turn = list[tuple[float, ...]]
+"""For each call its milliseconds, and behind them what else of it was timed."""
+
+Served = Callable[[Any, Sequence[int], bool], Turn]
+"""Takes a turn with an opened model: which size, which of its inputs in which order, and whether a call that is not
+counted goes before them."""
+
+
+class Work(Protocol):
+    """What the processes of one engine do with their models. It is sent to them, so it can be pickled."""
+
+    @property
+    def engine(self) -> str:
+        """What the engine is called."""
+
+    def prepare(self) -> None:
+        """Import what all variants need, in the process that is then forked for each."""
+
+    def load(self) -> Any:
+        """The inputs, read there too."""
+
+    def open(self, model: Artifact, inputs: Any) -> Served:
+        """Open a model and let it answer once."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """The variants of one runtime, which `runtime.name` names. `batches[size]` lists the samples of each batch;
-    `variants` holds name, artifact and file descriptor of each."""
+    """The variants of one engine: name, artifact and file descriptor of each."""
 
-    data: Path
-    batches: Mapping[int, Sequence[Sequence[int]]]
+    work: Work
     variants: Sequence[tuple[str, Path, int]]
-    runtime: RuntimeOptions
 
 
 def main(descriptor: int) -> None:
@@ -51,13 +62,9 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = Connection(descriptor)
     job: Job = control.recv()
-    assert job.runtime.name is not None
-    importlib.import_module(RUNTIMES[job.runtime.name])
-    _ENGINES[job.runtime.name]()
+    job.work.prepare()
     empty = memory_bytes("VmRSS")
-    samples = Samples.load(job.data)
-    batches = {size: [samples.batch(batch) for batch in listed] for size, listed in job.batches.items()}
-    del samples
+    inputs = job.work.load()
 
     processes: dict[int, tuple[str, int]] = {}
     for name, path, own in job.variants:
@@ -68,7 +75,7 @@ def main(descriptor: int) -> None:
                 if other != own:
                     os.close(other)
             _die_with_parent()
-            _serve(Connection(own), name, path, job.runtime, batches, empty)
+            _serve(Connection(own), name, path, job.work, inputs, empty)
         processes[os.pidfd_open(pid)] = (name, pid)
     for _, _, own in job.variants:
         os.close(own)
@@ -93,23 +100,16 @@ def _watch(control: Connection, processes: dict[int, tuple[str, int]]) -> None:
             return
 
 
-def _serve(
-    connection: Connection,
-    name: str,
-    path: Path,
-    runtime: RuntimeOptions,
-    batches: Mapping[int, Sequence[Arrays]],
-    empty: int,
-) -> None:
+def _serve(connection: Connection, name: str, path: Path, work: Work, inputs: Any, empty: int) -> None:
     """Answer requests until the coordinator hangs up. Never returns."""
     Path("/proc/self/comm").write_text(name[:15])  # so that `top` shows which variant it is
     before = memory_bytes("VmRSS")
     try:
-        session = _open(connection, path, runtime, batches)
+        served = _open(connection, path, work, inputs)
         while True:
             request, *arguments = connection.recv()
             if request == "run":
-                connection.send(("answer", _run(session, batches[arguments[0]], *arguments[1:])))
+                connection.send(("answer", served(*arguments)))
             elif request == "memory":
                 # What is shared with the parent was there before: the interpreter counts, the inputs do not.
                 connection.send(("answer", empty + memory_bytes("VmHWM") - before))
@@ -121,30 +121,14 @@ def _serve(
         os._exit(0)
 
 
-def _open(connection: Connection, path: Path, runtime: RuntimeOptions, batches: Mapping[int, Any]) -> Session:
-    """Wait for the word, open the session and run one batch; answer with the milliseconds of both together."""
+def _open(connection: Connection, path: Path, work: Work, inputs: Any) -> Served:
+    """Wait for the word, open the model and let it answer once; tell the milliseconds of both together."""
     connection.recv()
     artifact = Artifact.read(path)
-    first = batches[min(batches)][0]
     started = time.perf_counter_ns()
-    session = open_session(artifact, runtime)
-    session(first)
+    served = work.open(artifact, inputs)
     connection.send(("answer", (time.perf_counter_ns() - started) / 1e6))
-    return session
-
-
-def _run(session: Session, batches: Sequence[Arrays], order: Sequence[int], lead_in: bool) -> list[float]:
-    """Milliseconds of one call for each batch in `order`. With `lead_in`, a call before them is not counted: it brings
-    back to the caches what another variant has driven out."""
-    if lead_in:
-        session(batches[order[0]])
-    taken = []
-    for index in order:
-        batch = batches[index]
-        started = time.perf_counter_ns()
-        session(batch)
-        taken.append((time.perf_counter_ns() - started) / 1e6)
-    return taken
+    return served
 
 
 def memory_bytes(field: str) -> int:

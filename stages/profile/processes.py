@@ -17,10 +17,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from stages.errors import StageError
-from stages.profile.measured import Job
+from stages.profile.calls import Calls
+from stages.profile.measured import Job, Work
 from stages.runtime import RuntimeOptions
 
-__all__ = ["MeasuredProcesses"]
+__all__ = ["MeasuredProcesses", "Processes"]
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -31,12 +32,12 @@ _START_S = 120.0
 
 
 class _Parent:
-    """A process that has imported one runtime, and a fork of it for every variant of that runtime."""
+    """A process that has imported one engine, and a fork of it for every variant of that engine."""
 
-    def __init__(self, models: Mapping[str, Path], runtime: RuntimeOptions) -> None:
+    def __init__(self, work: Work, models: Mapping[str, Path]) -> None:
         self.pids: dict[str, int] = {}
         self._models = models
-        self._runtime = runtime
+        self._work = work
         self._ended: dict[str, int] = {}
         pairs = {name: socket.socketpair() for name in models}
         ours, theirs = socket.socketpair()
@@ -52,11 +53,11 @@ class _Parent:
         for other in (theirs, *(pair[1] for pair in pairs.values())):
             other.close()
 
-    def start(self, data: Path, batches: Mapping[int, Sequence[Sequence[int]]]) -> None:
+    def start(self) -> None:
         """Say what is to be measured."""
         variants = [(name, path, self._descriptors[name]) for name, path in self._models.items()]
         try:
-            self._control.send(Job(data, batches, variants, self._runtime))
+            self._control.send(Job(self._work, variants))
         except ConnectionError:
             raise self._failure() from None
 
@@ -64,14 +65,14 @@ class _Parent:
         """Wait until the variants' processes exist. Raises `StageError` if they do not come."""
         try:
             if not self._control.poll(_START_S):
-                raise StageError(f"the measuring process of {self._runtime.name} was not ready within {_START_S:g} s")
+                raise StageError(f"the measuring process of {self._work.engine} was not ready within {_START_S:g} s")
             self.pids = self._control.recv()
         except (EOFError, ConnectionError):
             raise self._failure() from None
 
     def _failure(self) -> StageError:
         code = _exit_in_words(self._process.wait())
-        return StageError(f"the measuring process of {self._runtime.name} ended with {code} before it began")
+        return StageError(f"the measuring process of {self._work.engine} ended with {code} before it began")
 
     def exit_code(self, name: str) -> int | None:
         """What is told of the end of a variant's process; None if nothing is."""
@@ -104,36 +105,27 @@ class _Parent:
             self._process.wait()
 
 
-class MeasuredProcesses:
-    """A process for every variant, forked from one that has imported its runtime and no other. Between its turns a
+class Processes:
+    """A process for every variant, forked from one that has imported its engine and no other. Between its turns a
     process is stopped (SIGSTOP): the threads of ONNX Runtime spin for some 40 ms after a call, which would be another
     variant's time, and switching the spinning off would measure something that nobody serves.
 
-    `runtimes` says how each of `models` is opened; the name of the runtime must be given.
+    `groups`: for each engine what is done there, and the artifacts of its variants by name.
 
     `errors[name]` says why a variant can no longer be asked: it raised, was killed, or did not answer in `timeout_s`.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, Path],
-        data: Path,
-        batches: Mapping[int, Sequence[Sequence[int]]],
-        runtimes: Mapping[str, RuntimeOptions],
-        timeout_s: float,
-    ) -> None:
+    def __init__(self, groups: Sequence[tuple[Work, Mapping[str, Path]]], timeout_s: float) -> None:
         self.errors: dict[str, str] = {}
-        self._names = list(models)
         self._timeout_s = timeout_s
         self._parents: list[_Parent] = []
         self._parent_of: dict[str, _Parent] = {}
         try:
-            for runtime in dict.fromkeys(runtimes.values()):
-                own = {name: path for name, path in models.items() if runtimes[name] == runtime}
-                parent = _Parent(own, runtime)
+            for work, models in groups:
+                parent = _Parent(work, models)
                 self._parents.append(parent)
-                self._parent_of |= dict.fromkeys(own, parent)
-                parent.start(data, batches)
+                self._parent_of |= dict.fromkeys(models, parent)
+                parent.start()
             for parent in self._parents:
                 parent.wait_until_ready()
         except BaseException:
@@ -142,8 +134,8 @@ class MeasuredProcesses:
 
     @property
     def alive(self) -> list[str]:
-        """The variants that can still be asked, in the order they were given."""
-        return [name for name in self._names if name not in self.errors]
+        """The variants that can still be asked, engine by engine."""
+        return [name for name in self._parent_of if name not in self.errors]
 
     def ask(self, name: str, *request: Any) -> Any:
         """Let one variant work on a request. Returns its answer, or None if it failed: see `errors`."""
@@ -184,6 +176,24 @@ class MeasuredProcesses:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class MeasuredProcesses(Processes):
+    """The processes of graphs. `runtimes` says how each of `models` is opened, each with the name of its runtime."""
+
+    def __init__(
+        self,
+        models: Mapping[str, Path],
+        data: Path,
+        batches: Mapping[int, Sequence[Sequence[int]]],
+        runtimes: Mapping[str, RuntimeOptions],
+        timeout_s: float,
+    ) -> None:
+        groups = [
+            (Calls(data, batches, runtime), {name: path for name, path in models.items() if runtimes[name] == runtime})
+            for runtime in dict.fromkeys(runtimes.values())
+        ]
+        super().__init__(groups, timeout_s)
 
 
 def _exit_in_words(code: int | None) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.profile.latency import calls_to_bound, median_interval
-from stages.profile.options import ProfileOptions
-from stages.profile.processes import MeasuredProcesses
+from stages.profile.measured import Turn
+from stages.profile.options import TurnOptions
+from stages.profile.processes import Processes
 from stages.profile.race import Race, race
 from stages.progress import Progress
 
@@ -29,19 +30,35 @@ _WORTH_HAVING = 1.02
 
 @dataclass
 class Size:
-    """What is measured at one batch size. `turns[name]` has one list of milliseconds a round."""
+    """What is measured at one batch size. `turns[name]` has one list of calls a round. `share`: how much of the time is
+    for it, compared with the others."""
 
     batch_size: int
     calls: int = 1
-    turns: dict[str, list[list[float]]] = field(default_factory=dict)
+    turns: dict[str, list[Turn]] = field(default_factory=dict)
     order: list[list[int]] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
+    share: float = 1.0
     spent_s: float = 0.0
     settled: bool = False
 
+    @property
+    def key(self) -> Hashable:
+        """What the measured processes know it by."""
+        return self.batch_size
+
+    @property
+    def label(self) -> str:
+        """What people know it by."""
+        return f"batch size {self.batch_size}"
+
+    def times(self, name: str) -> NDArray[np.float64]:
+        """[rounds, calls, what was timed] milliseconds, first the whole call's."""
+        return np.array(self.turns[name], dtype=np.float64)
+
     def latencies(self, name: str) -> NDArray[np.float64]:
         """[rounds, calls] milliseconds."""
-        return np.array(self.turns[name], dtype=np.float64).reshape(-1, self.calls)
+        return self.times(name)[:, :, 0] if self.turns[name] else np.empty((0, self.calls))
 
     def kinds(self, name: str) -> NDArray[np.int64]:
         """Which input each call had."""
@@ -62,10 +79,10 @@ class Size:
 
 
 def measure(
-    processes: MeasuredProcesses,
+    processes: Processes,
     sizes: Sequence[Size],
     names: Sequence[str],
-    options: ProfileOptions,
+    options: TurnOptions,
     progress: Progress,
 ) -> bool:
     """Take turns until every size is settled. Returns whether the budget ended that."""
@@ -77,13 +94,13 @@ def measure(
         if not processes.alive:
             return False
         elapsed = time.monotonic() - started
-        # The sizes share the time evenly. Each has its first round whatever the budget; another one only if it is
+        # The sizes share the time. Each has its first round whatever the budget; another one only if it is
         # likely to end in time.
         fitting = [size for size in open_sizes if not size.order or elapsed + size.round_s <= options.budget_s]
         if not fitting:
             return True
-        size = min(fitting, key=lambda one: one.spent_s)
-        progress.update(f"batch size {size.batch_size}", min(elapsed, options.budget_s), options.budget_s)
+        size = min(fitting, key=lambda one: one.spent_s / one.share)
+        progress.update(size.label, min(elapsed, options.budget_s), options.budget_s)
         begun = time.monotonic()
         _round(processes, size, names, random, options.inputs)
         size.spent_s += time.monotonic() - begun
@@ -91,19 +108,19 @@ def measure(
     return False
 
 
-def _warm_up(processes: MeasuredProcesses, sizes: Sequence[Size], options: ProfileOptions) -> None:
+def _warm_up(processes: Processes, sizes: Sequence[Size], options: TurnOptions) -> None:
     """A few calls of every size; how long they take says how many make a turn, the same for all variants."""
     for size in sizes:
         slowest = 1e-3
         for name in processes.alive:
-            taken = processes.ask(name, "run", size.batch_size, [0], False)
-            if taken and taken[0] < _TURN_MS:
+            taken = processes.ask(name, "run", size.key, [0], False)
+            if taken and taken[0][0] < _TURN_MS:
                 # Every input once before it counts: OpenVINO generates code for each shape that it meets.
                 spread = [0, options.inputs // 2, options.inputs - 1]
                 order = [*range(1, options.inputs), *spread]
-                taken = processes.ask(name, "run", size.batch_size, order, False)
+                taken = processes.ask(name, "run", size.key, order, False)
                 taken = taken and taken[-len(spread) :]
-            slowest = max(slowest, float(np.median(taken or 0.0)))
+            slowest = max(slowest, float(np.median([call[0] for call in taken or [(0.0,)]])))
         calls, cycle = int(_TURN_MS / slowest), options.inputs
         # Whole cycles where they fit, so that each turn has the same mix of inputs.
         if calls >= cycle:
@@ -112,9 +129,7 @@ def _warm_up(processes: MeasuredProcesses, sizes: Sequence[Size], options: Profi
             size.calls = cycle if _STRETCH * calls >= cycle else max(1, calls)
 
 
-def _round(
-    processes: MeasuredProcesses, size: Size, names: Sequence[str], random: np.random.Generator, inputs: int
-) -> None:
+def _round(processes: Processes, size: Size, names: Sequence[str], random: np.random.Generator, inputs: int) -> None:
     """One turn of every variant, all on the same inputs."""
     first = len(size.inputs)
     order = [(first + call) % inputs for call in range(size.calls)]
@@ -124,14 +139,14 @@ def _round(
         name = names[index]
         if name in processes.errors:
             continue
-        taken = processes.ask(name, "run", size.batch_size, order, size.calls >= _LEAD_IN_FROM)
+        taken = processes.ask(name, "run", size.key, order, size.calls >= _LEAD_IN_FROM)
         if taken is not None:
             size.turns[name].append(taken)
             went.append(index)
     size.order.append(went + [-1] * (len(names) - len(went)))
 
 
-def _settled(size: Size, alive: Sequence[str], options: ProfileOptions) -> bool:
+def _settled(size: Size, alive: Sequence[str], options: TurnOptions) -> bool:
     if not alive or size.calls * len(size.order) < options.min_calls:
         return False
     if options.until == "settled" or options.baseline not in alive:

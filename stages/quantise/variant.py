@@ -1,4 +1,5 @@
-"""What every variant has in common: its config, the function that its handler extends, and what it must hold to.
+"""What every variant of a graph has in common: its config, the function that its handler extends, and what it must
+hold to.
 
 Every variant is made as an ONNX graph. For OpenVINO that graph is then turned into its IR.
 """
@@ -8,10 +9,9 @@ from __future__ import annotations
 import tempfile
 from functools import singledispatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from calibration.statistics import Statistics
 from stages.artifact import Artifact, link
@@ -20,6 +20,7 @@ from stages.model import ASSETS, Model
 from stages.onnx_model import nodes, weight_bytes, write_model
 from stages.progress import Progress
 from stages.trial import Answer, trial_answers, trial_batches
+from stages.variant import Variant
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,44 +30,26 @@ __all__ = ["NonFiniteError", "Runtime", "VariantConfig", "build", "write_variant
 Runtime = Literal["onnxruntime", "openvino"]
 
 
-class VariantConfig(BaseModel):
-    """The parameters of one variant. The class says what it is, its fields how it is made.
+class VariantConfig(Variant):
+    """The parameters of one variant of a graph.
 
-    `runtime` is what runs the result. `name` is what the variant is called in results, records and the release; it
-    defaults to the type, with the runtime behind it where that is not the type's usual one: `int8-static-openvino`.
-    `exclude` names operators that stay as they are, by the name of their node or of their first output.
-
-    A subclass adds `type: Literal["…"]`, its parameters, a narrower `runtime` if not every one makes sense, and these
-    declarations:
-
-    - `precision`: what `Model.precision` says of the result
-    - `targets`: where that can be done
-    - `libraries`: the distributions whose versions decide the result (its runtime aside)
-    - `smaller`: whether its weights must take less room than the baseline's
-
-    and overrides `needs_data` and `needs_gram` if it learns from calibration data.
+    `exclude` names operators that stay as they are, by the name of their node or of their first output. `smaller` says
+    whether its weights must take less room than the baseline's. A subclass overrides `needs_gram` if it wants second
+    moments of the activations.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    precision: ClassVar[str]
-    targets: ClassVar[tuple[str, ...]]
-    libraries: ClassVar[tuple[str, ...]] = ()
     smaller: ClassVar[bool] = True
 
-    type: str
     runtime: Runtime = "onnxruntime"
-    name: str = Field(default_factory=lambda data: _usual_name(data), pattern=r"^[a-z0-9][a-z0-9._-]*(\+fallback)?$")
-    exclude: tuple[str, ...] = ()
 
     @property
-    def needs_data(self) -> bool:
-        """Whether statistics of calibration data are needed to make it."""
-        return False
+    def can_fall_back(self) -> bool:
+        """Whether it has integer operators that could return to higher precision."""
+        return self.precision.startswith("int")
 
     @property
     def needs_gram(self) -> bool:
-        """Whether these must hold second moments of the activations, which takes room and time."""
+        """Whether the statistics must hold second moments of the activations, which takes room and time."""
         return False
 
     @property
@@ -78,12 +61,6 @@ class VariantConfig(BaseModel):
     def takes_fused_graph(self) -> bool:
         """Whether it can be made from a graph with ONNX Runtime's fused operators."""
         return self.runtime == "onnxruntime" and not self.needs_data
-
-
-def _usual_name(data: dict[str, Any]) -> str:
-    if "runtime" not in data:  # it was refused
-        return str(data["type"])
-    return data["type"] if data["runtime"] == "onnxruntime" else f"{data['type']}-{data['runtime']}"
 
 
 class NonFiniteError(StageError):

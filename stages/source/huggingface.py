@@ -15,6 +15,7 @@ __all__ = ["ASSET_NAMES", "check_safetensors", "describe", "download", "read_jso
 
 ASSET_NAMES = (
     "config.json",
+    "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -27,6 +28,8 @@ ASSET_NAMES = (
     "spm.model",
     "sentencepiece.bpe.model",
     "tokenizer.model",
+    "tiktoken.model",
+    "tekken.json",
     "chat_template.jinja",
     "preprocessor_config.json",
     "processor_config.json",
@@ -35,6 +38,10 @@ ASSET_NAMES = (
     "config_sentence_transformers.json",
 )
 """Tokenizer, preprocessor and configuration files: what travels with a model beside its weights."""
+
+_CHAT_TEMPLATES = ("chat_template*", "additional_chat_templates/*.jinja")
+"""Templates of chats that have other names: of older releases (`chat_template.json`), and all that there are beside the
+usual one."""
 
 
 def describe(directory: Path, task: Task | None, allow_pickle: bool) -> tuple[list[str], dict[str, Any]]:
@@ -53,6 +60,13 @@ def describe(directory: Path, task: Task | None, allow_pickle: bool) -> tuple[li
     config = read_json(transformer / "config.json")
 
     names = {name for name in ASSET_NAMES if (directory / name).is_file()}
+    names |= {
+        file.relative_to(directory).as_posix()
+        for pattern in _CHAT_TEMPLATES
+        for file in directory.glob(pattern)
+        if file.is_file()
+    }
+    names |= _adapters(directory)
     weights: list[str] = []
     for folder in dict.fromkeys(["", *folders]):
         part = directory / folder
@@ -91,7 +105,7 @@ def download(repository: str, revision: str | None, allow_pickle: bool, trust_re
         from huggingface_hub import errors
     except ImportError as error:
         raise RequirementError("huggingface_hub is not installed: `pip install huggingface_hub`") from error
-    wanted = [*ASSET_NAMES, "*/config.json", "*.safetensors", "*.safetensors.index.json"]
+    wanted = [*ASSET_NAMES, *_CHAT_TEMPLATES, "*/config.json", "*.safetensors", "*.safetensors.index.json"]
     wanted += ["*.py"] if trust_remote_code else []
     wanted += ["pytorch_model*.bin", "*/pytorch_model.bin", "pytorch_model.bin.index.json"] if allow_pickle else []
     try:
@@ -164,6 +178,17 @@ def _shards(directory: Path, index: str) -> list[str]:
         if not (directory / shard).is_file():
             raise InputError(f"{directory / shard} is missing: {index} names it")
     return shards
+
+
+def _adapters(directory: Path) -> set[str]:
+    """The LoRA adapters that lie in the model's folder and are named in its `multi_lora.json`, and that file."""
+    if not (directory / "multi_lora.json").is_file():
+        return set()
+    named = read_json(directory / "multi_lora.json")
+    folders = [PurePosixPath(str(folder)) for folder in (named.values() if isinstance(named, dict) else ())]
+    inside = [directory / folder for folder in folders if not folder.is_absolute() and ".." not in folder.parts]
+    files = [file for folder in inside for file in folder.rglob("*") if file.is_file()]
+    return {"multi_lora.json", *(file.relative_to(directory).as_posix() for file in files)}
 
 
 def _is(module: dict[str, Any], kind: str) -> bool:

@@ -16,8 +16,10 @@ _HEADS: dict[str, Task] = {
     "ForQuestionAnswering": "question-answering",
     "ForMaskedLM": "fill-mask",
     "ForImageClassification": "image-classification",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
 }
-_GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSeq2SeqLM")
+_OTHER_GENERATORS = ("ForConditionalGeneration", "ForSeq2SeqLM")
 
 
 def architecture_of(config: Mapping[str, Any]) -> str | None:
@@ -31,24 +33,25 @@ def infer_task(config: Mapping[str, Any], *, pooled: bool, vision: bool) -> Task
     """The task of a checkpoint.
 
     `pooled`: a sentence-transformers `modules.json` with a Pooling module lies beside it. `vision`: it takes images.
-    Raises `InputError` for language models that generate, and where nothing can be told.
+    Raises `InputError` for models that generate otherwise than by continuing a text, and where nothing can be told.
     """
     if pooled:
         return "sentence-embedding"
     architecture = architecture_of(config)
     if architecture is None:
         raise InputError("config.json names no architecture, so the task cannot be told: give it with --task")
-    for ending, task in _HEADS.items():
-        if architecture.endswith(ending):
-            return task
-    if architecture.endswith(_GENERATORS):
+    task = next((task for ending, task in _HEADS.items() if architecture.endswith(ending)), None)
+    if architecture.endswith(_OTHER_GENERATORS) or (task == "text-generation" and config.get("is_encoder_decoder")):
         raise InputError(
-            f"{architecture} is a language model that generates text; such checkpoints are not handled by this flow "
-            "yet. For its token embeddings, give --task feature-extraction"
+            f"{architecture} writes text about another text, an image or a sound. Of models that generate, only those "
+            "that continue a text (…ForCausalLM, …LMHeadModel) are handled"
         )
+    if task is not None:
+        return task
     if architecture.endswith("Model") and not {"text_config", "vision_config"} <= config.keys():
         return "image-feature-extraction" if vision else "feature-extraction"
+    known = ", ".join(dict.fromkeys(_HEADS.values()))
     raise InputError(
-        f"the task of {architecture} cannot be told: give it with --task (one of {', '.join(_HEADS.values())}, "
-        "feature-extraction, image-feature-extraction)"
+        f"the task of {architecture} cannot be told: give it with --task (one of {known}, feature-extraction, "
+        "image-feature-extraction)"
     )

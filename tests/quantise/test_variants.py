@@ -21,7 +21,7 @@ from stages.progress import SILENT
 from stages.quantise.integer_operators import quantise_weight
 from stages.quantise.variant import NonFiniteError, VariantConfig, build, write_variant
 from stages.runtime import open_session
-from stages.variants import BASELINE, VARIANTS, parse_variant, quantise
+from stages.variants import BASELINE, GRAPH_VARIANTS, parse_variant, quantise
 
 Make = Callable[[Artifact, str | Mapping[str, Any]], Artifact]
 Embed = Callable[[Artifact], NDArray[Any]]
@@ -30,7 +30,7 @@ Embed = Callable[[Artifact], NDArray[Any]]
 # Every type in every runtime that it allows.
 SPECS = [
     kind if runtime == "onnxruntime" else f"{kind}-{runtime}"
-    for kind, config in VARIANTS.items()
+    for kind, config in GRAPH_VARIANTS.items()
     for runtime in get_args(config.model_fields["runtime"].annotation)
 ]
 
@@ -47,8 +47,8 @@ def dtypes(model: Artifact) -> set[str]:
 
 
 def test_every_listed_variant_declares_itself_and_has_a_handler() -> None:
-    assert next(iter(VARIANTS)) == BASELINE
-    for kind, config in VARIANTS.items():
+    assert next(iter(GRAPH_VARIANTS)) == BASELINE
+    for kind, config in GRAPH_VARIANTS.items():
         assert parse_variant(kind).type == kind
         assert config.precision
         assert config.targets
@@ -65,7 +65,7 @@ def test_a_variant_is_asked_for_by_its_type_and_its_runtime() -> None:
 
 def test_a_variant_is_asked_for_by_name_or_with_parameters() -> None:
     config = parse_variant({"type": "int8-dynamic", "per_channel": False, "name": "coarse"})
-    assert config == VARIANTS["int8-dynamic"](type="int8-dynamic", per_channel=False, name="coarse")  # type: ignore[call-arg]
+    assert config == GRAPH_VARIANTS["int8-dynamic"](type="int8-dynamic", per_channel=False, name="coarse")  # type: ignore[call-arg]
     assert config.name == "coarse"
 
 
