@@ -171,6 +171,8 @@ def quantise(
     """
     with tempfile.TemporaryDirectory(dir=out, prefix=".gptqmodel-") as folder, _library() as library:
         scratch, made = Path(folder) / "layers", Path(folder) / "made"
+        # AWQ's losses by layer would go to `logs` in whatever directory this runs in.
+        importlib.import_module(f"{LIBRARY}.looper.loop_processor")._PROJECT_LOG_DIR = Path(folder) / "logs"  # type: ignore[attr-defined]
         config = settings(library, {"offload_to_disk_path": str(scratch)})
         _run(library, job, config, made, progress, dtype)
         progress.update("writing the checkpoint")
