@@ -13,7 +13,6 @@ from pipeline.result import (
     GenerationFigures,
     Interval,
     MetricFigures,
-    QuantisationFigures,
     Ratio,
     VariantResult,
 )
@@ -141,7 +140,7 @@ def _describe(row: VariantResult, artifact: Artifact) -> None:
     row.precision = described.precision
     row.size_bytes = described.weights_bytes(artifact)
     if described.quantisation is not None:
-        row.quantisation = QuantisationFigures.model_validate(described.quantisation.model_dump())
+        row.quantisation = described.quantisation
         row.quantised_operators = described.quantisation.layers
         row.operators = described.quantisation.linear_layers
 

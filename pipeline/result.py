@@ -7,10 +7,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.searched import CandidateResult
+from stages.language.checkpoint import Quantisation
 
 __all__ = [
     "BatchFigures", "DataFigures", "FallbackResult", "FallbackTrial", "GenerationFigures", "GroupEffect", "Interval",
-    "KeptGroup", "Latency", "MetricFigures", "MlflowLink", "QuantisationFigures", "Ratio", "Release", "RunResult",
+    "KeptGroup", "Latency", "MetricFigures", "MlflowLink", "Ratio", "Release", "RunResult",
     "StageFigures", "Status", "VariantResult", "Verdict",
 ]  # fmt: skip
 
@@ -93,23 +94,6 @@ class GenerationFigures(_Document):
     requests: int
 
 
-class QuantisationFigures(_Document):
-    """How a checkpoint is quantised, and what did it: `library` and `version`, under the name that was `asked_for`."""
-
-    format: str
-    method: str
-    weight_bits: int
-    activation_bits: int | None = None
-    group_size: int | None = None
-    symmetric: bool = True
-    act_order: bool = False
-    layers: int
-    linear_layers: int
-    library: str
-    version: str
-    asked_for: str | None = None
-
-
 class KeptGroup(_Document):
     """A group of operators that stayed in higher precision, though its variant could quantise it.
 
@@ -151,7 +135,7 @@ class VariantResult(_Document):
     batches: list[BatchFigures] = []
     generation: list[GenerationFigures] = []
     """Of a language model: prefill and decode apart, by batch size and length of the prompt."""
-    quantisation: QuantisationFigures | None = None
+    quantisation: Quantisation | None = None
     """Of a language model's checkpoint."""
     fidelity: dict[str, Interval] = {}
     """`cosine`, `agreement`, `relative_error`, each against the baseline's outputs."""

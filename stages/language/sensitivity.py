@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from calibration.windows import Windows
 from stages.artifact import Artifact
 from stages.errors import StageError
+from stages.language.checkpoint import Checkpoint
 from stages.language.runtime.transformers import TransformersSession, open_language
 from stages.noise import MOST_DB, Noise, decibels
 from stages.progress import SILENT, Progress
@@ -21,6 +23,7 @@ from stages.stage import Stage
 __all__ = ["LAYER_SENSITIVITY", "LayerSensitivityOptions", "layer_sensitivity"]
 
 _MOST_EFFECT = 10 ** (MOST_DB / 10)
+_IN_BLOCK = re.compile(r"\.\d+\.")
 
 
 class LayerSensitivityOptions(BaseModel):
@@ -44,8 +47,10 @@ def layer_sensitivity(
     `sensitivity`.
 
     The weights that the checkpoint `quantised` really holds take their place in the original, those of one group at a
-    time: the linear layers of one module (a block's attention, its MLP). Noise powers are nearly additive where errors
-    are small and independent, so that the order of the groups says which to return to higher precision first.
+    time: the linear layers of one module (a block's attention, its MLP). For a decoder in ONNX, whose layers are fused,
+    the original's weights are rounded to nearest in its bits and groups instead: that tells the order as well. Noise
+    powers are nearly additive where errors are small and independent, so that the order of the groups says which to
+    return to higher precision first.
 
     Metadata: `groups`, worst first, each with its `name`, its `operators` (the layers), `effect` (noise power over
     signal power of the logits), `sqnr_db` (the same in decibels) and `cosine_error` (null); `unquantised`: the linear
@@ -57,9 +62,10 @@ def layer_sensitivity(
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(options.windows, len(windows))).round().astype(int))
     tokens = windows.tokens[chosen]
     progress.update("reading what was quantised")
-    with open_language(quantised, options.threads) as session:
-        weights = dict(_linear_weights(session))
+    weights = _stored(quantised, options.threads)
     with open_language(model, options.threads) as session:
+        if weights is None:
+            weights = _rounded(session, Checkpoint.of(quantised))
         changed = {
             name: weights[name] for name, weight in _linear_weights(session) if not _equal(weight, weights[name])
         }
@@ -94,6 +100,30 @@ def layer_sensitivity(
         "evidence": data.metadata["evidence"],
     }
     return Artifact.write(out, "sensitivity", metadata, {"model": model, "quantised": quantised, "data": data})
+
+
+def _stored(quantised: Artifact, threads: int) -> dict[str, Any] | None:
+    """The weights of the linear layers as they are stored; None where they cannot be told apart."""
+    if Checkpoint.of(quantised).runtime != "transformers":
+        return None
+    with open_language(quantised, threads) as session:
+        return dict(_linear_weights(session))
+
+
+def _rounded(session: TransformersSession, described: Checkpoint) -> dict[str, Any]:
+    """The weights of the linear layers, those in the blocks rounded to nearest as `described` has them."""
+    about = described.quantisation
+    weights = dict(_linear_weights(session))
+    if about is None:
+        return weights
+    largest = 2 ** (about.weight_bits - 1) - 1
+    for name, weight in weights.items():
+        if not _IN_BLOCK.search(name):
+            continue
+        grouped = weight.reshape(len(weight), -1, about.group_size or weight.shape[1])
+        scale = grouped.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / largest
+        weights[name] = ((grouped / scale).round() * scale).reshape(weight.shape)
+    return weights
 
 
 def _linear_weights(session: TransformersSession) -> Iterator[tuple[str, Any]]:

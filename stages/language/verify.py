@@ -77,7 +77,7 @@ def verify_language(
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(options.windows, len(windows))).round().astype(int))
     log = out / "vllm.log"
     progress.update(f"starting {vllm.name} {vllm.version}")
-    with VllmServer(vllm, checkpoint, _here(arguments), log=log, timeout_s=options.timeout_s) as server:
+    with VllmServer(vllm, checkpoint, _here(arguments, windows.length), log=log, timeout_s=options.timeout_s) as server:
         served = np.zeros(2)
         for place, index in enumerate(chosen.tolist()):
             progress.update("asking vLLM", place, len(chosen))
@@ -119,10 +119,14 @@ def _vllm(environment: Path | None) -> Vllm:
         ) from error
 
 
-def _here(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The engine arguments for one device of this machine; compiling graphs would take minutes and prove no more."""
+def _here(arguments: dict[str, Any], window: int) -> dict[str, Any]:
+    """The engine arguments for one device of this machine; compiling graphs would take minutes and prove no more.
+
+    A whole window must have room, and one token after it, without which vLLM reads no prompt.
+    """
     kept = {name: value for name, value in arguments.items() if name not in ("model", "tensor_parallel_size")}
-    return kept | {"enforce_eager": True}
+    room = max(int(kept.get("max_model_len") or 0), window + 1)
+    return kept | {"enforce_eager": True, "max_model_len": room}
 
 
 def _perplexity(statistics: Any) -> float:

@@ -179,6 +179,8 @@ class VllmServer:
         variables["PATH"] = os.pathsep.join([str(folder), variables.get("PATH", os.defpath)])
         # Nothing is fetched, and nothing is reported to anybody.
         variables |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        # A window may be as long as the model was made for, and a token is asked for after it.
+        variables["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
         if self._vllm.on_cpu:
             variables |= {"VLLM_CPU_KVCACHE_SPACE": str(_CPU_CACHE_GB), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
             openmp = folder.parent / "lib" / "libiomp5.so"

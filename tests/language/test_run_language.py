@@ -91,7 +91,7 @@ def test_a_checkpoint_is_published_for_vllm(
     assert 'backend: "vllm"' in (version.parent / "config.pbtxt").read_text()
     config = json.loads((version / "checkpoint" / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "gptq"
-    assert yaml.safe_load_all((version / "launch" / "kubernetes.yaml").read_text())
+    assert yaml.safe_load_all((version / "launch" / "vllm.kubernetes.yaml").read_text())
 
 
 def test_without_vllm_a_checkpoint_is_not_called_verified(

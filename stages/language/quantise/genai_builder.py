@@ -83,6 +83,5 @@ def _environment(scratch: str) -> dict[str, str]:
     return {
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": scratch,  # where code of the checkpoint's would be copied to
-        "ORT_DISABLE_TELEMETRY": "1",
         "GIT_DIR": os.devnull,  # it then takes the revision that it was released from
     }

@@ -9,8 +9,9 @@ What its 7.6 does of itself, and is kept from here:
   `generation_config.json`, a padding token in `config.json`, and where its temporary files lay. The files beside the
   weights are the model's own here.
 - It imports datasets and OpenVINO, of which nothing is used here, and which take 140 MB.
-- For AWQ's clipping it multiplies 256 rows of a matrix by 512 tokens at once and keeps every product: 3 GB for a layer
-  of 11,008 inputs.
+- For AWQ's clipping it looks at every n-th token. Where n and the windows' length have a common divisor, these are
+  more than their share of first tokens, whose activations are like no others, and in the worst case nothing else. It
+  also keeps the products of all these tokens with 256 rows of a matrix: 3 GB for 11,008 inputs and its 512 tokens.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import math
 import os
 import re
 import sys
@@ -51,7 +53,7 @@ _SHORTEST = 10
 """Tokens. It leaves out shorter sequences, with a warning."""
 
 _CLIP_TOKENS = 128
-"""The authors' own number is 512 (`auto_clip.py` of llm-awq)."""
+"""At least so many, and fewer than twice as many."""
 
 _WORD = 32
 """Bits. Its packer takes whole words only, along the inputs and along the outputs."""
@@ -214,7 +216,7 @@ def _run(library: Any, job: Job, config: Any, made: Path, progress: Progress, dt
         loaded.layer_callback = through
         # Its own choice for AWQ takes a GPU, though all that is chosen here is what packs the integers.
         backend = library.BACKEND.AWQ_TORCH if isinstance(config, library.AWQConfig) else library.BACKEND.AUTO
-        with _clipped_on_fewer_tokens():
+        with _clipping_on(_clip_tokens(len(job.windows), job.windows.length)):
             loaded.quantize(rows, batch_size=1, calibration_sort=None, backend=backend)
         loaded.save(str(made))
     except torch.OutOfMemoryError as error:
@@ -233,11 +235,18 @@ def _ensure_known(job: Job, loaded: Any) -> None:
         raise InputError(f"GPTQModel does not quantise {unknown[0]}{more} of this architecture: exclude them")
 
 
+def _clip_tokens(windows: int, length: int) -> int:
+    """How many tokens clipping is to look at so that they come from all positions of the windows."""
+    tokens = windows * length
+    counts = range(_CLIP_TOKENS, 2 * _CLIP_TOKENS)
+    return next((count for count in counts if math.gcd(max(1, tokens // count), length) == 1), _CLIP_TOKENS)
+
+
 @contextlib.contextmanager
-def _clipped_on_fewer_tokens() -> Iterator[None]:
-    processor = importlib.import_module(f"{LIBRARY}.looper.awq_processor").AWQProcessor
+def _clipping_on(tokens: int) -> Iterator[None]:
+    processor: Any = importlib.import_module(f"{LIBRARY}.looper.awq_processor").AWQProcessor
     before = processor._compute_best_clip
-    processor._compute_best_clip = functools.partialmethod(before, n_sample_token=_CLIP_TOKENS)
+    processor._compute_best_clip = functools.partialmethod(before, n_sample_token=tokens)
     try:
         yield
     finally:
