@@ -220,7 +220,7 @@ def test_outliers_hurt_rounding_and_not_gptq(planted_llama: Path, data: Artifact
         quantise_checkpoint(as_artifact(planted_llama), variant, tmp_path / method, data=given)  # type: ignore[arg-type]
         found = log_probabilities(tmp_path / method, held_out)
         divergence[method] = float((np.exp(wanted) * (wanted - found)).sum(-1).mean())
-    assert divergence["gptq"] < 0.2 * divergence["rtn"]
+    assert divergence["gptq"] < 0.5 * divergence["rtn"]
 
 
 def test_activations_are_rounded_when_it_is_loaded_back(made: Made, tokens: Any) -> None:

@@ -235,7 +235,7 @@ def test_layers_are_excluded_with_those_that_servers_hold_together_with_them(
     assert quantisation is not None
     assert (quantisation.layers, quantisation.linear_layers) == (7 * _LAYERS - 4, 7 * _LAYERS + 1)
     assert (quantisation.method, quantisation.symmetric) == ("default", True)
-    assert agreement(made, checkpoint, rows) > 0.999
+    assert agreement(made, checkpoint, rows) > 0.99  # a wrong layer leaves far less
 
 
 def test_a_head_that_is_the_embedding_takes_it_along_to_4_bits(

@@ -87,7 +87,10 @@ def make_adapter(path: Path, rank: int = 4, **config: Any) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Artifact:
-    return make_checkpoint(tmp_path / "model")
+    made = make_checkpoint(tmp_path / "model")
+    for name in made.files:
+        (made.path / name).chmod(0o644)  # what only its owner may read is not linked
+    return made
 
 
 Make = Callable[..., Artifact]
