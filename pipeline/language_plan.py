@@ -145,8 +145,8 @@ def _decoder_release(recipe: Recipe, name: str, winner: str) -> list[Step]:
     """A plain graph, which Triton's own ONNX Runtime backend serves as it serves any other."""
     package = PackageOptions(
         name=name,
-        max_batch_size=recipe.serving.max_batch_size,
-        max_queue_delay_us=round(recipe.serving.max_queue_delay * 1e6),
+        # `GroupQueryAttention` on a CPU refuses several sequences with several new tokens and a cache.
+        max_batch_size=0,
         threads=recipe.serving.threads,
         axis_lengths={"sequence": 1, "past": 16},
     )
