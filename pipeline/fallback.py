@@ -114,6 +114,7 @@ def _measure(recipe: Recipe, flow: Flow, runner: Runner, found: Sequence[Search]
         assert search.found is not None
         names += [search.variant.name, search.found.name]
         runner.choices[search.found.name] = Chosen(search.found.name, None, _MEASUREMENT)
+        runner.run(flow.suites(recipe, search.found))
     share = min(1.0, len(names) / len(runner.artifacts["profile"].metadata["names"]))
     step = flow.profile(recipe, {name: name for name in names})
     options = step.options.model_copy(update={"budget_s": recipe.profile.budget * share})

@@ -31,7 +31,8 @@ class Flow:
     variant. `release`: from the chosen variant, by its name in the artifacts of the run, to what is published.
     `make`: the steps that may have made a variant. `rank`: the one that finds what in a variant loses the most, from
     the step that made it and the name of the data to try it on. `check` evaluates a variant that the named step made.
-    `profile` measures what the named steps made, by their names in the measurement.
+    `suites`: what a variant is judged by besides, under its own name. `profile` measures what the named steps made, by
+    their names in the measurement.
     """
 
     baseline: str
@@ -42,6 +43,7 @@ class Flow:
     make: Callable[[Recipe, Any], list[Step]]
     rank: Callable[[Recipe, Any, Step, str], Step]
     check: Callable[[Recipe, Any, str], Step]
+    suites: Callable[[Recipe, Any], list[Step]]
     profile: Callable[[Recipe, Mapping[str, str]], Step]
 
     def measuring(self, recipe: Recipe) -> list[Step | Choice]:
@@ -68,6 +70,7 @@ _GRAPHS = Flow(
     make=lambda recipe, variant: plan.forms_of(recipe, variant)[0],
     rank=plan.rank_step,
     check=lambda recipe, variant, model: plan.check_step(recipe, variant, model=model),
+    suites=lambda recipe, variant: [],
     profile=plan.profile_step,
 )
 _LANGUAGE = Flow(
@@ -79,6 +82,7 @@ _LANGUAGE = Flow(
     make=lambda recipe, variant: [language_plan.make_step(variant)],
     rank=language_plan.rank_step,
     check=language_plan.check_step,
+    suites=language_plan.suite_steps,
     profile=language_plan.profile_step,
 )
 
@@ -96,6 +100,8 @@ def resolve(recipe: Recipe, task: Task | None) -> Recipe:
     """
     if task != "text-generation":
         _refuse(recipe, LanguageVariant, f"the task {task}" if task else "a graph", list(GRAPH_VARIANTS))
+        if recipe.suite is not None:
+            raise InputError("a suite of tasks is for language models that generate text, and this is none")
         return recipe
     resolved = language_plan.with_defaults(recipe.model_copy(update={"task": task}))
     _refuse(resolved, VariantConfig, "a language model that generates text", list(LANGUAGE_VARIANTS))

@@ -29,6 +29,7 @@ from pipeline.store import Store
 from stages.artifact import Artifact
 from stages.errors import RequirementError, StageError
 from stages.host import fingerprint_digest, host_fingerprint
+from stages.language.suite import locate_suite
 from stages.prepare import COLLECT, CollectOptions, locate_data
 from stages.select import select
 from stages.source import SOURCE, SourceOptions, locate, suggest_name
@@ -199,6 +200,9 @@ class _Job:
                 self.runner.give("calibration-data", self._data("calibration-data", self.recipe.calibration))
             else:
                 self.warnings.append("no variant of this run learns from calibration data; they were not read")
+
+        if self.recipe.suite is not None:
+            self.runner.give("suite-data", locate_suite(self.recipe.suite.path))
 
     def _data(self, name: str, data: DataRecipe) -> Artifact:
         found = locate_data(data.path)

@@ -12,22 +12,27 @@ from stages.artifact import Artifact
 from stages.language.adopt import ADOPT, AdoptOptions
 from stages.language.check import CHECK_LANGUAGE, CheckLanguageOptions
 from stages.language.checkpoint import Checkpoint
-from stages.language.package import PACKAGE_LANGUAGE, PackageLanguageOptions
-from stages.language.plain import PLAIN_GRAPH, STEPS, PlainGraphOptions, StepsOptions
+from stages.language.decoder import PLAIN_GRAPH, STEPS, PlainGraphOptions, StepsOptions
 from stages.language.prepare import PREPARE_TEXT, PrepareTextOptions
 from stages.language.profile import PROFILE_LANGUAGE, ProfileLanguageOptions
 from stages.language.quantise.original import Original
+from stages.language.release import (
+    PACKAGE_LANGUAGE,
+    VERIFY_LANGUAGE,
+    PackageLanguageOptions,
+    VerifyLanguageOptions,
+)
 from stages.language.sensitivity import LAYER_SENSITIVITY, LayerSensitivityOptions
+from stages.language.suite import SUITE, SuiteOptions
 from stages.language.variant import LanguageVariant
 from stages.language.variants import QUANTISE_CHECKPOINT
-from stages.language.verify import VERIFY_LANGUAGE, VerifyLanguageOptions
 from stages.package import PACKAGE, PackageOptions
 from stages.variants import ORIGINAL, parse_variant
 from stages.verify import VERIFY, VerifyOptions
 
 __all__ = [
     "check_step", "groundwork", "judging_plan", "make_step", "profile_step", "rank_step", "release_plan",
-    "variants_of", "with_defaults",
+    "suite_steps", "variants_of", "with_defaults",
 ]  # fmt: skip
 
 _USUAL_VARIANTS = ("gptq", "int4-onnx")
@@ -78,7 +83,8 @@ def judging_plan(recipe: Recipe) -> list[Step | Choice]:
         made = make_step(variant)
         plan += [made, Choice(variant.name, made.name, None, None)]
     plan.append(profile_step(recipe, {variant.name: variant.name for variant in variants}))
-    return [*plan, *(check_step(recipe, variant, variant.name) for variant in variants)]
+    plan += [check_step(recipe, variant, variant.name) for variant in variants]
+    return plan + [step for variant in variants for step in suite_steps(recipe, variant)]
 
 
 def make_step(variant: LanguageVariant) -> Step:
@@ -119,6 +125,18 @@ def check_step(recipe: Recipe, variant: LanguageVariant, model: str) -> Step:
     )
 
 
+def suite_steps(recipe: Recipe, variant: LanguageVariant) -> list[Step]:
+    """The tasks that a variant is judged by besides, if the recipe names any."""
+    if recipe.suite is None:
+        return []
+    options = SuiteOptions(
+        **recipe.suite.model_dump(include={"tasks", "samples", "few_shot", "seed"}), threads=recipe.profile.threads
+    )
+    inputs = {"model": variant.name, "tasks": "suite-data"}
+    libraries = _RUNTIME_LIBRARIES[variant.runtime]
+    return [Step(f"suite {variant.name}", SUITE, options, inputs, fails=variant.name == ORIGINAL, libraries=libraries)]
+
+
 def rank_step(recipe: Recipe, variant: LanguageVariant, make: Step, data: str) -> Step:
     """What the quantised layers of a variant do to the answers of the original, each group of them alone."""
     options = LayerSensitivityOptions(threads=recipe.profile.threads)
@@ -133,7 +151,8 @@ def release_plan(recipe: Recipe, name: str, winner: str, artifacts: Mapping[str,
     if winner in artifacts and Checkpoint.of(artifacts[winner]).runtime == "onnxruntime-genai":
         return _decoder_release(recipe, name, winner)
     inputs = {"model": winner, "source": "source"}  # which LoRA adapters may lie beside
-    steps = [Step("package", PACKAGE_LANGUAGE, PackageLanguageOptions(name=name), inputs)]
+    package = PackageLanguageOptions(name=name, **recipe.serving.engine.model_dump())
+    steps = [Step("package", PACKAGE_LANGUAGE, package, inputs)]
     if recipe.verify:
         options = VerifyLanguageOptions(vllm=None if recipe.serving.vllm is None else Path(recipe.serving.vllm))
         inputs = {"release": "package", "model": winner, "data": "prepare", "evaluation": f"check {winner}"}

@@ -14,12 +14,15 @@ from pipeline.result import (
     Interval,
     MetricFigures,
     Ratio,
+    TaskFigures,
     VariantResult,
+    Verdict,
 )
 from pipeline.runner import Runner
 from stages.artifact import Artifact
 from stages.gate import Judgement, Limits, judge
 from stages.language.checkpoint import Checkpoint
+from stages.language.suite import task_results
 from stages.model import ASSETS, Model
 from stages.profile import faster
 from stages.select import Candidate, Objective
@@ -63,10 +66,13 @@ def judge_variants(recipe: Recipe, runner: Runner, more: Sequence[Variant] = ())
     first: int = profile.metadata["batch_sizes"][0] if profile is not None else recipe.profile.batch_sizes[0]
     limits = limits_of(recipe, first)
     flow = flow_of(recipe)
-    rows = [
-        _judged(runner, variant, flow.baseline, limits, _measured(runner, variant.name, flow.baseline))
-        for variant in (*flow.variants(recipe), *more)
-    ]
+    rows = []
+    for variant in (*flow.variants(recipe), *more):
+        measured = _measured(runner, variant.name, flow.baseline)
+        row = _judged(runner, variant, flow.baseline, limits, measured)
+        if row.verdict not in ("error", "not_run"):
+            _judge_tasks(row, runner, flow.baseline, _task_limits(recipe))
+        rows.append(row)
     return Outcome(rows, [candidate_of(row, rows[0]) for row in rows])
 
 
@@ -116,7 +122,7 @@ def _judged(
         _describe(row, artifact)
     if measured is not None:
         _figures(row, measured, limits.batch_size)
-    for step in (variant.name, f"check {variant.name}", row.measurement):
+    for step in (variant.name, f"check {variant.name}", f"suite {variant.name}", row.measurement):
         if step in runner.failures:
             row.verdict, row.reason = "error", runner.failures[step].reason
             return row
@@ -161,6 +167,35 @@ def _judge(
     row.fidelity = {name: Interval(**figure.model_dump()) for name, figure in judgement.fidelity.items()}
     if judgement.metric is not None:
         row.metric = MetricFigures(**judgement.metric.model_dump(exclude={"drop_lower"}))
+
+
+def _task_limits(recipe: Recipe) -> Limits:
+    own = None if recipe.suite is None else recipe.suite.max_drop
+    return Limits(max_drop=recipe.gates.max_drop if own is None else own)
+
+
+def _judge_tasks(row: VariantResult, runner: Runner, first: str, limits: Limits) -> None:
+    """Every task of the recipe's suite has a gate of its own, and a variant must pass them all."""
+    suite = runner.artifacts.get(f"suite {row.name}")
+    if suite is None:
+        return
+    before = {} if row.baseline else task_results(runner.artifacts[f"suite {first}"])
+    judged = {}
+    for name, one in task_results(suite).items():
+        judged[name] = judgement = judge(one, before.get(name), limits)
+        assert judgement.metric is not None
+        figures = judgement.metric.model_dump(exclude={"drop_lower"})
+        row.tasks.append(TaskFigures(**figures, task=name, samples=one.samples, verdict=judgement.verdict))
+    worst: Verdict = max((one.verdict for one in judged.values()), key=_GRAVITY.index, default="pass")
+    if _GRAVITY.index(worst) <= _GRAVITY.index(row.verdict):
+        return
+    row.verdict = worst
+    row.reason = "; ".join(f"task {name}: {one.reason}" for name, one in judged.items() if one.verdict == worst)
+    needed = [one.samples_needed for one in judged.values() if one.samples_needed is not None]
+    row.samples_needed = max(needed, default=None) if worst == "inconclusive" else None
+
+
+_GRAVITY: tuple[Verdict, ...] = ("pass", "inconclusive", "fail")
 
 
 def _figures(row: VariantResult, measured: Mapping[str, Any], first: int) -> None:

@@ -14,11 +14,12 @@ from pydantic.fields import FieldInfo
 from model_repository.layout import NAME
 from pipeline.units import Bytes, Fraction, Milliseconds, Seconds
 from stages.errors import InputError
+from stages.language.release import EngineOptions
 from stages.model import Task
 from stages.variant import Variant
 from stages.variants import parse_variant
 
-__all__ = ["DataRecipe", "GateRecipe", "ProfileRecipe", "Recipe", "ServingRecipe"]
+__all__ = ["DataRecipe", "GateRecipe", "ProfileRecipe", "Recipe", "ServingRecipe", "SuiteRecipe"]
 
 
 class _Part(BaseModel):
@@ -33,6 +34,22 @@ class DataRecipe(_Part):
     samples: int | None = Field(None, ge=1, description="use at most so many, drawn with the seed")
     max_length: int | None = Field(None, ge=1, description="cut texts to so many tokens")
     metric: str | None = Field(None, description="the metric to judge; default: the task's own")
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class SuiteRecipe(_Part):
+    """Tasks for a language model. Written as a plain path, it means `{path: …}`."""
+
+    path: str = Field(description="folder of tasks for lm-evaluation-harness (YAML), and their data")
+    tasks: tuple[str, ...] = Field((), description="by name; default: all in the folder")
+    samples: int | None = Field(None, ge=1, description="the first so many of each task")
+    few_shot: int | None = Field(None, ge=0, description="examples before a question; default: as the task says")
+    max_drop: Fraction | None = Field(None, ge=0, le=1, description="of each task's metric; default: that of `gates`")
     seed: int = 0
 
     @model_validator(mode="before")
@@ -78,6 +95,7 @@ class ServingRecipe(_Part):
     vllm: str | None = Field(
         None, description="environment (its folder) whose vLLM verifies language models; default: the one in PATH"
     )
+    engine: EngineOptions = Field(EngineOptions(), description="language models: what vLLM's engine is told")
 
 
 class Recipe(_Part):
@@ -91,6 +109,7 @@ class Recipe(_Part):
     target: Literal["cpu"] = "cpu"
     evaluation: DataRecipe | None = None
     calibration: DataRecipe | None = None
+    suite: SuiteRecipe | None = Field(None, description="language models: tasks that must not be lost")
     variants: tuple[SerializeAsAny[Variant], ...] | Literal["auto"] = Field(
         default_factory=lambda: (parse_variant("fp16"), parse_variant("int8-dynamic")),
         validate_default=False,
@@ -170,9 +189,18 @@ class Recipe(_Part):
         if not isinstance(values, dict):
             raise InputError(f"the recipe {path} holds no keys; it needs at least `model:`")
         folder = path.resolve().parent
-        for keys in (("model",), ("repository",), ("evaluation", "path"), ("calibration", "path"), ("serving", "vllm")):
+        for keys in _PATHS:
             _resolve(values, keys, folder)
+        _resolve_adapters(values, folder)
         return cls.parse(merge(values, overrides or {}), str(path))
+
+
+_PATHS = (
+    *(("model",), ("repository",)),
+    *((data, "path") for data in ("evaluation", "calibration", "suite")),
+    ("serving", "vllm"),
+)
+"""Where in a recipe paths stand."""
 
 
 def merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,6 +234,17 @@ def _resolve(values: dict[str, Any], keys: tuple[str, ...], folder: Path) -> Non
         owner[keys[-1]] = str(path)
 
 
+def _resolve_adapters(values: dict[str, Any], folder: Path) -> None:
+    """The same for LoRA adapters, which are folders and nothing else."""
+    engine: Any = values
+    for key in ("serving", "engine"):
+        engine = engine.get(key) if isinstance(engine, dict) else None
+    adapters = engine.get("lora") if isinstance(engine, dict) else None
+    for adapter in adapters if isinstance(adapters, list) else []:
+        if isinstance(adapter, dict) and isinstance(adapter.get("path"), str):
+            adapter["path"] = str(folder / adapter["path"])
+
+
 def _explain(problem: Any, where: str) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
@@ -225,7 +264,7 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         annotation = fields[str(part)].annotation if str(part) in fields else None
         for candidate in (annotation, *get_args(annotation)):
-            if isinstance(candidate, type) and issubclass(candidate, _Part):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 fields = candidate.model_fields
                 break
     return list(fields)

@@ -12,7 +12,7 @@ from stages.language.checkpoint import Quantisation
 __all__ = [
     "BatchFigures", "DataFigures", "FallbackResult", "FallbackTrial", "GenerationFigures", "GroupEffect", "Interval",
     "KeptGroup", "Latency", "MetricFigures", "MlflowLink", "Ratio", "Release", "RunResult",
-    "StageFigures", "Status", "VariantResult", "Verdict",
+    "StageFigures", "Status", "TaskFigures", "VariantResult", "Verdict",
 ]  # fmt: skip
 
 Status = Literal["published", "none_passed", "failed"]
@@ -76,16 +76,24 @@ class MetricFigures(_Document):
     drop_upper: float
 
 
+class TaskFigures(MetricFigures):
+    """A task of a suite: its `name`, how its metric does over `samples` samples, and how far it dropped."""
+
+    task: str
+    samples: int
+    verdict: Verdict
+
+
 class GenerationFigures(_Document):
-    """A language model's requests of one shape: `batch_size` prompts of `prompt_tokens` tokens at once, each answered
-    with `new_tokens`.
+    """A language model's requests of one shape: `batch_size` prompts of `prompt_tokens` tokens at once (null: as long
+    as the documents are), each answered with `new_tokens`.
 
     `ttft_ms`: time to the first token. `tpot_ms`: time for each token after it. Tokens a second are those of all
     prompts together.
     """
 
     batch_size: int
-    prompt_tokens: int
+    prompt_tokens: int | None
     new_tokens: int
     ttft_ms: Latency
     tpot_ms: Latency
@@ -140,6 +148,8 @@ class VariantResult(_Document):
     fidelity: dict[str, Interval] = {}
     """`cosine`, `agreement`, `relative_error`, each against the baseline's outputs."""
     metric: MetricFigures | None = None
+    tasks: list[TaskFigures] = []
+    """Of a language model, where the recipe names a suite."""
     kept: list[KeptGroup] = []
     """What fallback returned to higher precision, the most sensitive group first."""
     quantised_operators: int | None = None

@@ -54,10 +54,10 @@ def print_result(result: RunResult, console: Console | None = None) -> None:
     if result.variants:
         console.print()
         console.print(_table(result, console.width))
-        generation = _generation(result, console.width)
-        if generation is not None:
-            console.print()
-            console.print(generation)
+        for further in (_generation(result, console.width), _tasks(result, console.width)):
+            if further is not None:
+                console.print()
+                console.print(further)
     for line in _lines(result):
         console.print(line, soft_wrap=not console.is_terminal)
 
@@ -174,6 +174,27 @@ def _lines(result: RunResult) -> list[Text]:
     return lines
 
 
+def _tasks(result: RunResult, width: int) -> Table | None:
+    """What each variant scores in the tasks of the suite; null where there was none."""
+    from rich.table import Table
+
+    if not any(variant.tasks for variant in result.variants):
+        return None
+    table = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("variant", max_width=max(14, width - 62), overflow="fold")
+    table.add_column("task", max_width=24, overflow="fold")
+    for heading in ("metric", "score", "drop ≤"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for variant in in_order(result):
+        for place, task in enumerate(variant.tasks):
+            drop = NOTHING if variant.baseline else percent_text(max(task.drop_upper, 0), 2)
+            verdict = "baseline" if variant.baseline else task.verdict
+            score = f"{task.value:.4f}"
+            table.add_row(variant.name if place == 0 else "", task.task, task.name, score, drop, verdict)
+    return table
+
+
 def _generation(result: RunResult, width: int) -> Table | None:
     """Prefill and decode apart, for language models; null where nothing generates."""
     from rich.table import Table
@@ -189,7 +210,7 @@ def _generation(result: RunResult, width: int) -> Table | None:
             table.add_row(
                 variant.name if place == 0 else "",
                 str(requests.batch_size),
-                str(requests.prompt_tokens),
+                "mixed" if requests.prompt_tokens is None else str(requests.prompt_tokens),
                 number_text(requests.ttft_ms.p50),
                 number_text(requests.ttft_ms.p99),
                 number_text(requests.tpot_ms.p50),

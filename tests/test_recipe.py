@@ -113,3 +113,17 @@ def test_relative_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: 
     assert recipe.repository == str(tmp_path / "here" / "out")
     assert recipe.calibration is not None
     assert Path(recipe.calibration.path) == tmp_path / "here" / "calibration.jsonl"
+
+
+def test_what_the_engine_of_a_language_model_is_told_has_its_place(tmp_path: Path) -> None:
+    adapter = tmp_path / "pirate"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        "model: org/model\nserving: {engine: {gpu: L4, max_model_len: 4096, lora: [{name: pirate, path: pirate}]}}\n"
+    )
+    engine = Recipe.read(file).serving.engine
+    assert (engine.gpu, engine.max_model_len, engine.lora[0].path) == ("L4", 4096, adapter)
+    with pytest.raises(InputError, match="unknown key 'serving.engine.max_model_length'; did you mean 'max_model_len'"):
+        Recipe.parse({"model": "m", "serving": {"engine": {"max_model_length": 4}}})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from stages.language.memory import CacheDtype, FormPlan, GpuPlan, MemoryPlan
+    from stages.language.memory.plan import CacheDtype, FormPlan, GpuPlan, MemoryPlan
     from stages.language.shape import Shape
 
 __all__ = ["plan_memory"]
@@ -50,8 +50,8 @@ def plan_memory(
     """Tell what MODEL (the directory of a checkpoint) takes in each form of its weights, how many GPUs it needs and how
     many sequences fit there. It reads config.json and the headers of the weights, and loads nothing.
     """
-    from stages.language.gpus import GPUS, find_gpu
-    from stages.language.memory import memory_plan
+    from stages.language.memory.gpus import GPUS, find_gpu
+    from stages.language.memory.plan import memory_plan
     from stages.language.shape import read_shape
     from stages.language.weights import parse_form, read_tensors
 

@@ -44,6 +44,8 @@ METRICS = {
     "accuracy/drop": "relative drop from the baseline, a fraction",
     "accuracy/drop_upper": "its one-sided 95 % bound, which the gate looks at",
     "accuracy/delta_pp": "the metric less the baseline's, in percentage points (not of perplexity)",
+    "suite/<task>": "language models: the metric of a task of the recipe's suite",
+    "suite/<task>_drop_upper": "upper 95 % bound of its relative drop from the baseline",
     "fidelity/<measure>": "mean likeness to the baseline's outputs: `cosine`, `agreement`, `relative_error`, `kl`",
     "size/bytes": "the model's files",
     "memory/peak_bytes": "highest resident memory while it was measured",
@@ -135,6 +137,9 @@ def variant_metrics(result: RunResult, variant: VariantResult) -> dict[str, floa
             "generation/prefill_tokens_per_s": requests.prefill_tokens_per_s,
             "generation/decode_tokens_per_s": requests.decode_tokens_per_s,
         }
+    for task in variant.tasks:
+        figures[f"suite/{metric_name(task.task)}"] = task.value
+        figures[f"suite/{metric_name(task.task)}_drop_upper"] = None if variant.baseline else task.drop_upper
     for name, interval in variant.fidelity.items():
         figures[f"fidelity/{metric_name(name)}"] = interval.value
     return _finite(figures)

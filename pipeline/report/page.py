@@ -26,7 +26,15 @@ from pipeline.report.scatter import scatter
 from pipeline.report.search import search_table
 from pipeline.report.sensitivity import kept_table, sensitivity_chart, trials_text
 from pipeline.report.style import AGAIN, COLOURS, STYLE
-from pipeline.report.tables import data_table, facts, fidelity_table, generation_table, stage_table, variant_table
+from pipeline.report.tables import (
+    data_table,
+    facts,
+    fidelity_table,
+    generation_table,
+    stage_table,
+    tasks_table,
+    variant_table,
+)
 from pipeline.result import FallbackResult, RunResult, VariantResult
 from stages.errors import InputError
 
@@ -70,6 +78,7 @@ def report_page(result: RunResult, latencies: Mapping[str, NDArray[Any]] | None 
         _distributions(result, colours, latencies or {}),
         _batches(variants, colours),
         _generation(result),
+        _tasks(result),
         _evidence(result),
         _steps(result),
         _surroundings(result),
@@ -193,6 +202,11 @@ def _evidence(result: RunResult) -> Html | None:
     limits = {name.replace("_", " "): f"{value:g}" for name, value in result.limits.items()}
     judged = element("p", f"Accuracy was judged on {result.evidence}.") if result.evidence else None
     return _section("Evidence", judged, facts(limits) if limits else None, data_table(result), fidelity_table(result))
+
+
+def _tasks(result: RunResult) -> Html | None:
+    note = "Each task has a gate of its own, and a variant must pass them all."
+    return _section("Tasks", tasks_table(result), note=note)
 
 
 def _steps(result: RunResult) -> Html | None:

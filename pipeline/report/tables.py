@@ -134,6 +134,27 @@ def fidelity_table(result: RunResult) -> Html | None:
     return element("table", element("thead", head), element("tbody", *rows), class_="cards snug")
 
 
+def tasks_table(result: RunResult) -> Html | None:
+    """What each variant scores in the tasks of the suite; null where there was none."""
+    measured = [variant for variant in in_order(result) if variant.tasks]
+    if not measured:
+        return None
+    titles = [f"{task.task}, {task.name}" for task in measured[0].tasks]
+    head = element("tr", element("th", "variant"), *(element("th", title, class_="figure") for title in titles))
+    rows = []
+    for variant in measured:
+        cells = [element("td", variant.name)]
+        for title, task in zip(titles, variant.tasks, strict=True):
+            if variant.baseline:
+                note = f"{interval_text(task.low, task.high)} on {task.samples:,}"
+            else:
+                note = f"drop ≤ {percent_text(max(task.drop_upper, 0), 2)}: {task.verdict}"
+            value = element("span", f"{task.value:.4f}")
+            cells.append(element("td", value, element("small", note), class_="figure", data_label=title))
+        rows.append(element("tr", *cells))
+    return element("table", element("thead", head), element("tbody", *rows), class_="cards snug")
+
+
 def generation_table(result: RunResult) -> Html | None:
     """Prefill and decode apart, by batch size and length of the prompt; null where nothing generates."""
     measured = [variant for variant in in_order(result) if variant.generation]
@@ -146,7 +167,7 @@ def generation_table(result: RunResult) -> Html | None:
         for requests in variant.generation:
             figures: list[tuple[str, str | None]] = [
                 (str(requests.batch_size), None),
-                (str(requests.prompt_tokens), None),
+                ("mixed" if requests.prompt_tokens is None else str(requests.prompt_tokens), None),
                 (number_text(requests.ttft_ms.p50), f"p99 {number_text(requests.ttft_ms.p99)}"),
                 (number_text(requests.tpot_ms.p50), f"p99 {number_text(requests.tpot_ms.p99)}"),
                 (number_text(requests.prefill_tokens_per_s), None),

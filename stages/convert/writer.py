@@ -28,6 +28,10 @@ def write(model: Any, path: Path, limit_bytes: int = LIMIT_BYTES) -> None:
     import onnx_ir as ir
 
     initializers = model.graph.initializers
+    for value in initializers.values():
+        # What is not streamed goes through a message, which would point at the file that it came from.
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes < _STREAMED_BYTES:
+            value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
     if sum(value.const_value.nbytes for value in initializers.values()) > limit_bytes:
         ir.save(model, path, external_data=EXTERNAL)
         return

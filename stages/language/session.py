@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.artifact import Artifact
+from stages.errors import InputError
 from stages.language.checkpoint import Checkpoint, LanguageRuntime
 
-__all__ = ["Floats", "LanguageSession", "Tokens", "open_language"]
+__all__ = ["Floats", "LanguageSession", "Tokens", "check_tokens", "open_language"]
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -56,3 +57,16 @@ def open_language(artifact: Artifact, threads: int = 0) -> LanguageSession:
     runtime = Checkpoint.of(artifact).runtime
     session: LanguageSession = importlib.import_module(_RUNTIMES[runtime]).open_language(artifact, threads)
     return session
+
+
+def check_tokens(checkpoint: Checkpoint, tokens: Tokens, more: int = 0) -> None:
+    """Raise `InputError` unless the model can read `tokens` ([sequences, length]) and has room for so many `more`."""
+    if tokens.ndim != 2 or not tokens.size:
+        raise InputError(f"tokens come as [sequences, length], none of them empty; these are {tokens.shape}")
+    longest, vocabulary = checkpoint.positions, checkpoint.vocabulary
+    if tokens.shape[1] + more > longest:
+        wanted = f"{tokens.shape[1]} tokens" + (f" and {more} more" if more else "")
+        raise InputError(f"{wanted} are too long for a model that was made for sequences of {longest}")
+    if tokens.min() < 0 or tokens.max() >= vocabulary:
+        outside = tokens.min() if tokens.min() < 0 else tokens.max()
+        raise InputError(f"the token {outside} is none of the model's {vocabulary}: another tokenizer made it")

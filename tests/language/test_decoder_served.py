@@ -14,7 +14,7 @@ from model_repository.environment import ServerEnvironment, server_environment
 from model_repository.server import Server
 from stages.artifact import Artifact
 from stages.errors import InputError, StageError
-from stages.language.decoder import decoder_samples, empty_cache, next_cache, triton_model
+from stages.language.decoder.graph import decoder_samples, empty_cache, next_cache, triton_model
 from stages.language.session import Tokens, open_language
 from stages.model import Model
 from stages.package import PackageOptions, package

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from pipeline.cli.plan_memory import plan_memory
 from stages.errors import InputError
 from stages.language.checkpoint import Attention
-from stages.language.gpus import GPUS, Gpu, find_gpu
-from stages.language.kv_cache import blocks_of_sequence, bytes_of_block, kv_bytes_of_sequence
-from stages.language.memory import (
+from stages.language.memory.gpus import GPUS, Gpu, find_gpu
+from stages.language.memory.kv_cache import blocks_of_sequence, bytes_of_block, kv_bytes_of_sequence
+from stages.language.memory.plan import (
     GpuPlan,
     kv_bytes_per_token,
     longest_sequence,

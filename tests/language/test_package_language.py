@@ -23,8 +23,8 @@ from model_repository.validation import validate
 from stages.artifact import Artifact
 from stages.errors import InputError
 from stages.language.checkpoint import Attention, Checkpoint, Quantisation
-from stages.language.lora import LoraAdapter
-from stages.language.package import PACKAGE_LANGUAGE, PackageLanguageOptions, package_language
+from stages.language.release.lora import LoraAdapter
+from stages.language.release.package import PACKAGE_LANGUAGE, PackageLanguageOptions, package_language
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128, "intermediate_size": 256,

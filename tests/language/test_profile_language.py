@@ -151,7 +151,7 @@ def test_prefill_and_decode_are_told_apart_at_every_size_and_length(measured: Ar
     for name in ("original", "small"):
         figures = measured.metadata["variants"][name]
         assert all(GenerationFigures.model_validate(entry) for entry in figures["generation"])
-        entries = [*figures["generation_mix"], *figures["generation"]]
+        entries = figures["generation"]
         assert [(entry["batch_size"], entry["prompt_tokens"]) for entry in entries] == points
         for entry in entries:
             key = "/".join(str(part) for part in (name, entry["batch_size"], entry["prompt_tokens"]) if part)
@@ -202,11 +202,7 @@ def test_a_form_that_dies_or_cannot_be_opened_ends_alone(measured: Artifact) -> 
     assert variants["dies"]["error"] == "killed by SIGKILL (out of memory?)"
     assert variants["torn"]["error"]
     for name in ("dies", "torn"):
-        assert (variants[name]["batches"], variants[name]["generation"], variants[name]["generation_mix"]) == (
-            {},
-            [],
-            [],
-        )
+        assert (variants[name]["batches"], variants[name]["generation"]) == ({}, [])
     with pytest.raises(InputError, match="dies was not measured at batch size 1: killed by SIGKILL"):
         faster(measured, "dies", over="original", batch=1)
 

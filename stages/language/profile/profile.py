@@ -39,8 +39,8 @@ def profile_language(
     Returns an artifact of kind `measurement`, outwardly that of `stages.profile.profile`: a call is a request, a batch
     of prompts of one length and `new_tokens` tokens after each. `batches` are of prompts as long as the documents are,
     `latency_ms` is that of whole requests, `throughput_per_s` counts generated tokens. Besides, each variant has
-    `generation`, a list of `stages.language.profile.generation.generation_figures`, from the shortest prompts on, each
-    at every batch size; and `generation_mix`, those of the mix (`prompt_tokens` None). The metadata further have
+    `generation`, a list of `stages.language.profile.generation.generation_figures`: those of the mix (`prompt_tokens`
+    None), then those of each length from the shortest on, each at every batch size. The metadata further have
     `new_tokens`, and `prompt_lengths` and `documents`: the lengths that the mix consists of, and of how many documents
     they are the quantiles. `latencies.npz` has `<variant>/<batch>` of the mix and `<variant>/<batch>/<prompt tokens>`,
     and each under `first_token/`, too. `peak_memory_bytes` is that of a process with nothing but the runtime and this
@@ -152,11 +152,7 @@ def _groups(
 
 def _generation(name: str, taken: Taken, points: Sequence[Point], new_tokens: int) -> dict[str, Any]:
     measured = [point for point in points if name not in taken.errors and point.turns[name]]
-    figures = [generation_figures(point, name, new_tokens) for point in measured]
-    return {
-        "generation": [one for one in figures if one["prompt_tokens"] is not None],
-        "generation_mix": [one for one in figures if one["prompt_tokens"] is None],
-    }
+    return {"generation": [generation_figures(point, name, new_tokens) for point in measured]}
 
 
 def _first_tokens(taken: Taken, points: Sequence[Point]) -> dict[str, NDArray[Any]]:

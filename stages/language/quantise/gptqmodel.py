@@ -267,9 +267,8 @@ def _library() -> Iterator[Any]:
             library = _imported()
             speech: Any = importlib.import_module(f"{LIBRARY}.utils.logger")
             speech.setup_logger().setLevel("WARN")
-            speech._suppress_live_renderables = lambda: (
-                True
-            )  # a line for every move of a bar where there is no terminal
+            # Where there is no terminal it would print a line for every move of a bar.
+            speech._suppress_live_renderables = lambda: True
             yield library
     finally:
         constants.HF_HUB_OFFLINE = before

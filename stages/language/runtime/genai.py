@@ -26,7 +26,7 @@ import numpy as np
 from stages.artifact import Artifact
 from stages.errors import InputError, RequirementError, StageError
 from stages.language.checkpoint import Checkpoint
-from stages.language.session import Floats, Tokens
+from stages.language.session import Floats, Tokens, check_tokens
 
 __all__ = ["CONFIG", "GenAiSession", "open_language"]
 
@@ -57,13 +57,13 @@ class GenAiSession:
         self._closed = False
 
     def logits(self, tokens: Tokens) -> Floats:
-        self._check(tokens, 0)
+        check_tokens(self._checkpoint, tokens)
         with _its_failures():
             scores: Floats = self._reader(tokens, tokens.shape[1]).get_output("logits").astype(np.float32, copy=False)
         return scores
 
     def generate(self, prompts: Tokens, count: int) -> Iterator[Tokens]:
-        self._check(prompts, count)
+        check_tokens(self._checkpoint, prompts, count)
         return self._decode(prompts, count)
 
     def _decode(self, prompts: Tokens, count: int) -> Iterator[Tokens]:
@@ -107,17 +107,6 @@ class GenAiSession:
         reader = onnxruntime_genai.Generator(self._model, parameters)
         reader.append_tokens(tokens.astype(np.int32))
         return reader
-
-    def _check(self, tokens: Tokens, more: int) -> None:
-        if tokens.ndim != 2 or not tokens.size:
-            raise InputError(f"tokens come as [sequences, length], none of them empty; these are {tokens.shape}")
-        longest, vocabulary = self._checkpoint.positions, self._checkpoint.vocabulary
-        if tokens.shape[1] + more > longest:
-            wanted = f"{tokens.shape[1]} tokens" + (f" and {more} more" if more else "")
-            raise InputError(f"{wanted} are too long for a model that was made for sequences of {longest}")
-        if tokens.min() < 0 or tokens.max() >= vocabulary:
-            outside = tokens.min() if tokens.min() < 0 else tokens.max()
-            raise InputError(f"the token {outside} is none of the model's {vocabulary}: another tokenizer made it")
 
 
 def _end_token(vocabulary: int, ends: set[int]) -> int:

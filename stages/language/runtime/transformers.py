@@ -20,7 +20,7 @@ from stages.artifact import Artifact
 from stages.errors import InputError, RequirementError, StageError
 from stages.language.checkpoint import Checkpoint
 from stages.language.runtime.silence import silence
-from stages.language.session import Floats, Tokens
+from stages.language.session import Floats, Tokens, check_tokens
 from stages.source.huggingface import check_safetensors, read_json
 
 __all__ = ["TransformersSession", "open_language"]
@@ -86,12 +86,12 @@ class TransformersSession:
         return self._model
 
     def logits(self, tokens: Tokens) -> Floats:
-        self._check(tokens, 0)
+        check_tokens(self._checkpoint, tokens)
         scores: Floats = self._forward(tokens, use_cache=False).logits.cpu().float().numpy()
         return scores
 
     def generate(self, prompts: Tokens, count: int) -> Iterator[Tokens]:
-        self._check(prompts, count)
+        check_tokens(self._checkpoint, prompts, count)
         return self._decode(prompts, count)
 
     def _decode(self, prompts: Tokens, count: int) -> Iterator[Tokens]:
@@ -135,17 +135,6 @@ class TransformersSession:
             except torch.OutOfMemoryError as error:
                 shape = f"{tokens.shape[0]} sequences of {tokens.shape[1]} tokens"
                 raise StageError(f"the GPU's memory does not hold {shape} at once: ask for fewer ({error})") from error
-
-    def _check(self, tokens: Tokens, more: int) -> None:
-        if tokens.ndim != 2 or not tokens.size:
-            raise InputError(f"tokens come as [sequences, length], none of them empty; these are {tokens.shape}")
-        longest, vocabulary = self._checkpoint.positions, self._checkpoint.vocabulary
-        if tokens.shape[1] + more > longest:
-            wanted = f"{tokens.shape[1]} tokens" + (f" and {more} more" if more else "")
-            raise InputError(f"{wanted} are too long for a model that was made for sequences of {longest}")
-        if tokens.min() < 0 or tokens.max() >= vocabulary:
-            outside = tokens.min() if tokens.min() < 0 else tokens.max()
-            raise InputError(f"the token {outside} is none of the model's {vocabulary}: another tokenizer made it")
 
 
 def _load(artifact: Artifact, checkpoint: Checkpoint, device: str) -> Any:

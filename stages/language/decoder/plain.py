@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from calibration.windows import Windows
 from stages.artifact import Artifact
-from stages.language.decoder import decoder_samples, triton_model
+from stages.language.decoder.graph import decoder_samples, triton_model
 from stages.progress import SILENT, Progress
 from stages.stage import Stage
 
@@ -32,7 +32,7 @@ class StepsOptions(BaseModel):
 
 
 def plain_graph(model: Artifact, options: PlainGraphOptions, out: Path, progress: Progress = SILENT) -> Artifact:
-    """The decoder of a checkpoint as an artifact of kind `model` (see `stages.language.decoder.triton_model`)."""
+    """The decoder of a checkpoint as an artifact of kind `model` (see `stages.language.decoder.graph.triton_model`)."""
     progress.update("writing the decoder as a plain graph")
     return triton_model(model, out)
 

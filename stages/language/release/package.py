@@ -17,10 +17,8 @@ from model_repository.layout import CONFIG, NAME
 from stages.artifact import Artifact, link
 from stages.errors import InputError
 from stages.language.checkpoint import Checkpoint
-from stages.language.gpus import find_gpu
-from stages.language.launch import LAUNCH, launch_files
-from stages.language.lora import MULTI_LORA, LoraAdapter, adapter_names, gather_adapters
-from stages.language.memory import (
+from stages.language.memory.gpus import find_gpu
+from stages.language.memory.plan import (
     CACHE_DTYPES,
     TENSOR_PARALLEL_SIZES,
     CacheDtype,
@@ -28,13 +26,15 @@ from stages.language.memory import (
     longest_sequence,
     plan_on,
 )
-from stages.language.servers import TENSORRT_LLM, TGI, Launch
+from stages.language.release.launch import LAUNCH, launch_files
+from stages.language.release.lora import MULTI_LORA, LoraAdapter, adapter_names, gather_adapters
+from stages.language.release.servers import TENSORRT_LLM, TGI, Launch
 from stages.language.shape import read_shape
 from stages.language.weights import read_tensors
 from stages.progress import SILENT, Progress
 from stages.stage import Stage
 
-__all__ = ["PACKAGE_LANGUAGE", "PackageLanguageOptions", "package_language"]
+__all__ = ["PACKAGE_LANGUAGE", "EngineOptions", "PackageLanguageOptions", "package_language"]
 
 _BACKEND = "vllm"
 _CHECKPOINT = "checkpoint"
@@ -42,21 +42,20 @@ _USUAL_CONTEXT = 8192
 _MOUNT = "MODEL_REPOSITORY"
 
 
-class PackageLanguageOptions(BaseModel):
-    """How a language model is to be served.
+class EngineOptions(BaseModel):
+    """What is asked of the server's engine.
 
-    `name`: under which clients ask for it. `gpu`: for which the memory plan is made (`stages.language.gpus`); it gives
-    `tensor_parallel_size` (the fewest GPUs that hold the weights and one sequence) and `max_model_len` (tokens of a
-    sequence: the most of which one fits) where they are None. Without a GPU these are one, and what the model was made
-    for. `kv_dtype` is that of the key-value cache. `mount`: where servers see the model repository: Triton's vLLM
-    backend takes relative paths as relative to the directory that the server was started in, so that a published
-    release has absolute ones. `lora`: adapters to be served with it. `reference`: the object store's URL under which
-    the checkpoint lies already; the release then names it, and holds no weights.
+    `gpu`: for which the memory plan is made (`stages.language.memory.gpus`); it gives `tensor_parallel_size` (the
+    fewest GPUs that hold the weights and one sequence) and `max_model_len` (tokens of a sequence: the most of which one
+    fits) where they are None. Without a GPU these are one, and what the model was made for. `kv_dtype` is that of the
+    key-value cache. `mount`: where servers see the model repository: Triton's vLLM backend takes relative paths as
+    relative to the directory that the server was started in, so that a published release has absolute ones. `lora`:
+    adapters to be served with it. `reference`: the object store's URL under which the checkpoint lies already; the
+    release then names it, and holds no weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, Field(pattern=f"^{NAME}$")]
     max_model_len: PositiveInt | None = None
     gpu: str | None = None
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -66,6 +65,12 @@ class PackageLanguageOptions(BaseModel):
     mount: Annotated[str, Field(pattern=r"^/\S*$")] = "/models"
     lora: tuple[LoraAdapter, ...] = ()
     reference: Annotated[str, Field(pattern=r"^(s3|gs|az)://[^\s/]+/\S*$")] | None = None
+
+
+class PackageLanguageOptions(EngineOptions):
+    """How a language model is to be served: its engine, and the `name` under which clients ask for it."""
+
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
 
 
 def package_language(

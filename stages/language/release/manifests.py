@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from stages.language.servers import ENVIRONMENT, PORT, RELEASE, Launch, Server, warm_up_request
+from stages.language.release.servers import ENVIRONMENT, PORT, RELEASE, Launch, Server, warm_up_request
 
 __all__ = ["compose", "dns_name", "kubernetes"]
 

@@ -40,7 +40,6 @@ __all__ = ["decoder_samples", "empty_cache", "next_cache", "triton_model"]
 
 _TOKENS, _MASK, _SCORES = "input_ids", "attention_mask", "logits"
 _PAST, _PRESENT = "past_key_values", "present"
-_SMALL_BYTES = 1 << 16
 _FIRST = f"{_PAST}.0.key"
 
 
@@ -66,7 +65,6 @@ def triton_model(checkpoint: Artifact, out: Path) -> Artifact:
     if odd := [value.name or "" for value in graph.graph.inputs if value.name not in known]:
         raise InputError(f"{checkpoint.path / GRAPH} takes {', '.join(odd)}, which is not known here")
     _attend_to_all(graph.graph)
-    _take_along(graph.graph)
     with tempfile.TemporaryDirectory() as assets:
         for name in checkpoint.files:
             if not name.startswith(GRAPH) and name != CONFIG:
@@ -134,15 +132,6 @@ def _attend_to_all(graph: ir.Graph) -> None:
     mask.replace_all_uses_with(ones)
     graph.inputs.remove(mask)
     graph.insert_before(graph[0], made)
-
-
-def _take_along(graph: ir.Graph) -> None:
-    """Read small weights from the file beside the graph, which stays behind; large ones are streamed out of it."""
-    import onnx_ir
-
-    for value in graph.initializers.values():
-        if value.const_value is not None and value.const_value.nbytes < _SMALL_BYTES:
-            value.const_value = onnx_ir.tensor(value.const_value.numpy(), name=value.name)
 
 
 def _declare(graph: ir.Graph, about: Checkpoint) -> Signature:

@@ -14,7 +14,7 @@ from stages.artifact import Artifact
 from stages.check.per_sample import PerSample
 from stages.errors import InputError, RequirementError, StageError
 from stages.language.checkpoint import Checkpoint
-from stages.language.vllm import Vllm, VllmServer, find_vllm
+from stages.language.release.vllm import Vllm, VllmServer, find_vllm
 from stages.progress import SILENT, Progress
 from stages.stage import Stage
 
@@ -54,7 +54,8 @@ def verify_language(
     against the one that `evaluation` has of `model` on the same windows.
 
     vLLM is asked through its own OpenAI-compatible server: Triton's vLLM backend hands the same arguments to the same
-    engine, and is not run. On one device, whatever number the arguments say.
+    engine, and is not run. On one device, whatever number the arguments say. Where the release only refers to its
+    checkpoint, `model` itself is served: whether the object store holds the same is not looked at.
 
     Writes an artifact of kind `verification`: `verification.json`, whose content is the metadata too.
 
@@ -73,7 +74,8 @@ def verify_language(
     if results.statistics is None or len(results.statistics) != len(windows):
         raise InputError(f"{evaluation.path} is no evaluation on the windows of {data.path}")
     arguments = json.loads((release.path / release.metadata["file"]).read_text())
-    checkpoint = release.path / release.metadata["checkpoint"]
+    inside = release.metadata["checkpoint"]  # None where the release only names an object store
+    checkpoint = model.path if inside is None else release.path / inside
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(options.windows, len(windows))).round().astype(int))
     log = out / "vllm.log"
     progress.update(f"starting {vllm.name} {vllm.version}")

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from stages.language.manifests import compose, dns_name, kubernetes
-from stages.language.servers import (
+from stages.language.release.manifests import compose, dns_name, kubernetes
+from stages.language.release.servers import (
     ENVIRONMENT,
     PORT,
     RELEASE,

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from stages.errors import InputError
 from stages.language.checkpoint import Attention
-from stages.language.gpus import Gpu
-from stages.language.kv_cache import (
+from stages.language.memory.gpus import Gpu
+from stages.language.memory.kv_cache import (
     BLOCK_TOKENS,
     blocks_of_sequence,
     bytes_of_block,
