@@ -19,7 +19,7 @@ LLAMA := examples/tiny-llama
 VLLM := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo digits llama vllm test lint bench quantization clean
+.PHONY: help env demo digits llama vllm test lint bench quantization language clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -95,6 +95,9 @@ bench: env ## what a whole run costs in time and memory
 
 quantization: env ## our variants beside what other tools make of the same models
 	$(BIN)/python benchmarks/quantization.py $(ARGS)
+
+language: $(LLAMA)/build/checkpoint/config.json ## what quantising a language model costs, and what each form loses
+	$(BIN)/python benchmarks/language.py $(ARGS)
 
 clean: ## remove what was built; the environment, releases and records stay
 	rm -rf $(MINILM)/build $(DIGITS)/build $(LLAMA)/build build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -20,7 +20,7 @@ def inspect(model: str, as_json: bool, allow_pickle: bool, debug: bool) -> None:
     """Tell what MODEL (a local file or directory) is, without converting it."""
     from stages.errors import InputError
     from stages.source import locate
-    from stages.variants import VARIANTS
+    from stages.variants import GRAPH_VARIANTS, LANGUAGE_VARIANTS
 
     source = locate(model, allow_pickle=allow_pickle)
     if source is None:
@@ -37,7 +37,8 @@ def inspect(model: str, as_json: bool, allow_pickle: bool, debug: bool) -> None:
 
         file = next(Path(source.path, name) for name in source.files if name.endswith(".onnx"))
         about["signature"] = signature_of(file).model_dump(mode="json")
-    about["variants"] = list(VARIANTS)
+    generates = source.metadata.get("task") == "text-generation"
+    about["variants"] = list(LANGUAGE_VARIANTS if generates else GRAPH_VARIANTS)
     if as_json:
         click.echo(json.dumps(about, indent=1))
         return

@@ -328,3 +328,13 @@ def test_a_decoder_that_answers_what_is_no_number_is_noticed(decoder: Artifact, 
     broken = Artifact.of_files(tmp_path / "broken", "checkpoint", decoder.metadata)
     with pytest.raises(StageError, match="answers NaN or infinity"):
         onnx_decoder.ensure_finite(broken)
+
+
+def test_modules_of_the_users_are_not_taken_for_the_builders(
+    tiny_checkpoint: Artifact, decoder: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own").mkdir()
+    for name in ("quantization", "builders", "loaders"):
+        (tmp_path / "own" / f"{name}.py").write_text("raise ImportError('this is not the one')")
+    monkeypatch.syspath_prepend(tmp_path / "own")
+    assert build(tiny_checkpoint, tmp_path / "made").digest == decoder.digest

@@ -9,6 +9,9 @@ import pytest
 import yaml
 from workplace import Finished, Workplace
 
+from pipeline import Recipe
+from stages.variants import LANGUAGE_VARIANTS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -130,3 +133,22 @@ def test_variants_of_graphs_are_refused(language_place: Workplace, tiny_llama: P
     dry = language_place.optimize("run", tiny_llama, "--dry-run")
     assert dry.code == 0
     assert "make gptq" in dry.out and "prepare calibration" in dry.out
+
+
+def test_init_and_inspect_speak_of_language_models(language_place: Workplace, tiny_llama: Path) -> None:
+    assert language_place.optimize("init", tiny_llama).code == 0
+    file = language_place.path / "optimize.yaml"
+    written = file.read_text()
+    assert all(f"#   {name} " in written for name in LANGUAGE_VARIANTS)
+    assert "int8-dynamic" not in written
+    assert max(map(len, written.splitlines())) <= 120
+    assert language_place.optimize("run", file, "--dry-run").code == 0
+    for line in ("evaluation:", "  path: evaluation.jsonl", "suite:", "  path: tasks", "gpu: L4"):
+        assert f"# {line}" in written
+        written = written.replace(f"# {line}", line)
+    file.write_text(written)
+    recipe = Recipe.read(file)
+    assert recipe.evaluation is not None and recipe.suite is not None
+    assert recipe.serving.engine.gpu == "L4"
+    told = language_place.optimize("inspect", tiny_llama, "--json").json
+    assert told["variants"] == list(LANGUAGE_VARIANTS)

@@ -44,12 +44,15 @@ def build_decoder(
     Raises `InputError` for an architecture that the builder does not know, `StageError` if it fails otherwise,
     `RequirementError` if it is not installed.
     """
-    if importlib.util.find_spec("onnxruntime_genai") is None:
+    library = importlib.util.find_spec("onnxruntime_genai")
+    if library is None or library.origin is None:
         raise RequirementError("onnxruntime-genai is not installed: `pip install 'optimize-pipeline[llm]'`")
     given = {**options, "hf_token": "false", "hf_remote": str(trust).lower()}
     said: deque[str] = deque(maxlen=_LAST_WORDS)
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-u", "-P", "-c", _BUILD, json.dumps(sys.path)]
+        # Its folder comes first: a module of the user's may have one of those names.
+        places = [str(Path(library.origin).with_name("models")), *sys.path]
+        command = [sys.executable, "-u", "-P", "-c", _BUILD, json.dumps(places)]
         command += ["--input", str(checkpoint.resolve()), "--output", str(out.resolve()), "--cache_dir", scratch]
         command += ["--precision", "int4", "--execution_provider", "cpu"]
         command += ["--extra_options", *(f"{name}={value}" for name, value in given.items())]
