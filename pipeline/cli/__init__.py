@@ -24,6 +24,7 @@ _COMMANDS = {
     "rollback": "pipeline.cli.repository:rollback",
     "records": "pipeline.cli.records:records",
     "doctor": "pipeline.cli.doctor:doctor",
+    "image": "pipeline.cli.image:image",
 }
 
 
