@@ -25,6 +25,8 @@ _COMMANDS = {
     "records": "pipeline.cli.records:records",
     "doctor": "pipeline.cli.doctor:doctor",
     "image": "pipeline.cli.image:image",
+    "watch": "pipeline.cli.watch:watch",
+    "webhook": "pipeline.cli.webhook:webhook",
 }
 
 

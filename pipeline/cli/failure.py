@@ -7,6 +7,8 @@ __all__ = ["explain"]
 
 def explain(error: Exception) -> tuple[str, int]:
     """What to tell a person, and the documented exit code."""
+    import sqlite3
+
     from calibration.errors import DataError
     from model_repository.errors import RepositoryError, ServerError
     from pipeline.worker import WorkerError
@@ -18,6 +20,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), 5
     if isinstance(error, (StageError, ServerError)):
         return str(error), 4
+    if isinstance(error, sqlite3.OperationalError):  # a full disk, a lock that is not let go
+        return f"the database of the queue cannot be used: {error}", 4
     if isinstance(error, OSError):
         place = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{place}", 4

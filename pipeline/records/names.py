@@ -16,12 +16,14 @@ __all__ = [
     "METRICS",
     "PARAMS",
     "TAGS",
+    "VERSION_TAGS",
     "is_param",
     "job_metrics",
     "metric_name",
     "sweeps",
     "variant_metrics",
     "variant_params",
+    "version_tags",
 ]
 
 _LONGEST_PARAM = 6000
@@ -32,7 +34,8 @@ METRICS = {
     "latency/p99_ms": "99th percentile of it",
     "latency/cold_start_ms": "opening the session and the first answer",
     "throughput/per_s": "samples a second, first batch size of the recipe",
-    "generation/ttft_p50_ms": "language models: median time to the first token, shortest prompt, first batch size",
+    "generation/ttft_p50_ms": "language models: median time to the first token, prompts as long as the documents, "
+    "first batch size",
     "generation/ttft_p99_ms": "99th percentile of it",
     "generation/tpot_p50_ms": "language models: median time for each token after the first",
     "generation/tpot_p99_ms": "99th percentile of it",
@@ -97,6 +100,24 @@ TAGS = {
     "optimize.record": "digest of what was recorded; written last",
 }
 """Every tag of ours by name. MLflow's own are set too: `mlflow.note.content`, `mlflow.source.name`, `mlflow.user`."""
+
+VERSION_TAGS = {
+    "optimize.key": "digest of the source version, the recipe, the target and the tools: the same work has the same",
+    "optimize.source_model": "the registered model that it was made from",
+    "optimize.source_version": "the version of that model",
+    "optimize.source_digest": "the SHA-256 of the source",
+    "optimize.variant": "the variant that was published",
+    "optimize.verdict": "`pass`: nothing else is registered",
+    "optimize.p95_ms": "95th percentile of its latency, first batch size of the recipe",
+    "optimize.speedup": "the baseline's median latency over its own",
+    "optimize.accuracy_drop": "relative drop from the baseline, a fraction (of the metric that the next tag names)",
+    "optimize.metric": "the task's metric",
+    "optimize.release": "`<model>/<version>` in the model repository",
+    "optimize.release_digest": "the SHA-256 of the release",
+    "optimize.verified": "whether a server has loaded and answered from it",
+    "optimize.job_id": "the job whose runs hold the evidence",
+}
+"""Every tag of a version of `<model>-optimized`."""
 
 
 def metric_name(name: str) -> str:
@@ -203,3 +224,29 @@ def _word(value: str | int | float | bool) -> str:
 
 def _finite(figures: dict[str, float | None]) -> dict[str, float]:
     return {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
+
+
+def version_tags(result: RunResult, model: str, version: int) -> dict[str, str]:
+    """The tags of the registered version that holds a run's release, but for `optimize.key`.
+
+    `model` and `version`: what it was made from. What was not measured is left out.
+    """
+    release = result.release
+    chosen = next((variant for variant in result.variants if variant.name == result.chosen), None)
+    latency, metric = (None, None) if chosen is None else (chosen.latency_ms, chosen.metric)
+    tags: dict[str, str | int | float | bool | None] = {
+        "optimize.source_model": model,
+        "optimize.source_version": version,
+        "optimize.source_digest": result.source_digest,
+        "optimize.variant": result.chosen,
+        "optimize.verdict": None if chosen is None else chosen.verdict,
+        "optimize.p95_ms": None if latency is None else float(f"{latency.p95:.4g}"),
+        "optimize.speedup": None if chosen is None or chosen.speedup is None else float(f"{chosen.speedup:.4g}"),
+        "optimize.accuracy_drop": None if metric is None else float(f"{metric.drop:.4g}"),
+        "optimize.metric": None if metric is None else metric.name,
+        "optimize.release": None if release is None else f"{release.model}/{release.version}",
+        "optimize.release_digest": None if release is None else release.digest,
+        "optimize.verified": None if release is None else release.verified,
+        "optimize.job_id": result.job_id,
+    }
+    return {name: _word(value) for name, value in tags.items() if value is not None}
