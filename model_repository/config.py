@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
+from model_repository.config_gpu import GpuOptions, describe_gpu
 from model_repository.errors import RepositoryError
 from model_repository.layout import check_name
 from model_repository.signature import DType, Signature, TensorSpec
@@ -61,6 +62,7 @@ class ConfigOptions(BaseModel):
     `threads`: of the runtime within one operator; 0 = every core that the server has.
     `typical_length`: what a dynamic axis measures in the warm-up, and `axis_lengths` the same by the axis' name.
     `labels`: a file of class names, one a line, for the outputs that hold one score a class.
+    `gpu`: run it on NVIDIA GPUs (`model_repository.config_gpu`); None is the processor.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +76,7 @@ class ConfigOptions(BaseModel):
     axis_lengths: dict[str, PositiveInt] = Field(default_factory=dict)
     labels: str = ""
     label_count: NonNegativeInt = 0
+    gpu: GpuOptions | None = None
 
 
 def build(name: str, signature: Signature, options: ConfigOptions | None = None) -> ModelConfig:
@@ -81,7 +84,7 @@ def build(name: str, signature: Signature, options: ConfigOptions | None = None)
 
     Inputs and outputs are explicit, so that Triton's auto-completion changes nothing. With batching the first axis
     is left out of `dims`, as Triton wants it; a tensor that is one scalar an item becomes `dims: [1]`, reshaped to [].
-    One instance on the CPU is explicit too: for ONNX Runtime an absent count means two.
+    One instance is explicit too: for ONNX Runtime on the CPU an absent count means two.
 
     Triton's OpenVINO backend (triton-inference-server/openvino_backend, `src/openvino.cc`, August 2026) cannot put
     requests together as others do. Where `max_batch_size` is above 0 it fixes the graph's batch at that size
@@ -111,8 +114,11 @@ def build(name: str, signature: Signature, options: ConfigOptions | None = None)
             output.label_filename = options.labels
     if batching:
         config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
-    config.instance_group.add(count=options.instances, kind="KIND_CPU")
-    if options.backend == "onnxruntime":
+    if options.gpu is not None:
+        describe_gpu(config, signature, options.gpu, options.instances)
+    else:
+        config.instance_group.add(count=options.instances, kind="KIND_CPU")
+    if options.backend == "onnxruntime" and options.gpu is None:
         config.parameters["intra_op_thread_count"].string_value = str(options.threads)
         # Operators run one after another in ONNX Runtime's sequential mode; more threads between them would idle.
         config.parameters["inter_op_thread_count"].string_value = "1"

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from stages.target import TARGET_RUNTIMES, Target
 from stages.variants import BASELINE, GRAPH_VARIANTS, VariantConfig, runtimes_of
 
 __all__ = ["candidates"]
@@ -44,7 +45,7 @@ _TABLE = (
 """The usual settings first, the most promising on a CPU before the others: where time is short, the last are left."""
 
 
-def candidates(target: str, instruction_sets: Collection[str]) -> list[VariantConfig]:
+def candidates(target: Target, instruction_sets: Collection[str]) -> list[VariantConfig]:
     """What is worth trying for `target` on a machine with these instruction sets, in the order to try it.
 
     Whether there are data to learn from and whether a runtime is installed is found when they are made.
@@ -57,7 +58,7 @@ def candidates(target: str, instruction_sets: Collection[str]) -> list[VariantCo
         if (row.having and not row.having.intersection(instruction_sets)) or row.lacking.intersection(instruction_sets):
             continue
         # OpenVINO before ONNX Runtime: on a CPU it was the faster one in all that we have measured.
-        for runtime in sorted(runtimes_of(config), reverse=True):
+        for runtime in sorted(set(runtimes_of(config)).intersection(TARGET_RUNTIMES[target]), reverse=True):
             name = "-".join(filter(None, (row.type, row.label, "" if runtime == "onnxruntime" else runtime)))
             if name != BASELINE:
                 found.append(config.model_validate({"runtime": runtime, "name": name, **row.parameters}))

@@ -103,6 +103,11 @@ def resolve(recipe: Recipe, task: Task | None) -> Recipe:
         if recipe.suite is not None:
             raise InputError("a suite of tasks is for language models that generate text, and this is none")
         return recipe
+    if recipe.target != "cpu":
+        raise InputError(
+            f"a language model that generates text is not made for the target {recipe.target}: its variants are "
+            "quantised and judged with `target: cpu`, and served by vLLM or Triton on what you have"
+        )
     resolved = language_plan.with_defaults(recipe.model_copy(update={"task": task}))
     _refuse(resolved, VariantConfig, "a language model that generates text", list(LANGUAGE_VARIANTS))
     return resolved

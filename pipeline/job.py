@@ -10,6 +10,7 @@ from typing import Any
 
 from model_repository import Published, Repository
 from model_repository.errors import RepositoryError, ServerError
+from model_repository.tensorrt_versions import ensure_loads, record_server
 from pipeline.account import account
 from pipeline.fallback import Search, can_fall_back, fall_back, tell
 from pipeline.figures import seconds_text
@@ -21,18 +22,19 @@ from pipeline.recipe import DataRecipe, Recipe
 from pipeline.records import Recorder
 from pipeline.report import write_report
 from pipeline.result import Release, RunResult, Status
-from pipeline.runner import Runner
+from pipeline.runner import Failure, Runner
 from pipeline.screen import QUIET, Screen
 from pipeline.search import survey
 from pipeline.searched import CandidateResult
 from pipeline.store import Store
-from stages.artifact import Artifact
+from stages.artifact import Artifact, link
 from stages.errors import RequirementError, StageError
 from stages.host import fingerprint_digest, host_fingerprint
 from stages.language.suite import locate_suite
 from stages.prepare import COLLECT, CollectOptions, locate_data
 from stages.select import select
 from stages.source import SOURCE, SourceOptions, locate, suggest_name
+from stages.target import lacking
 from stages.variant import Variant
 
 __all__ = ["default_store", "describe_plan", "run"]
@@ -131,6 +133,8 @@ class _Job:
     def _run(self) -> RunResult:
         self._give_source()
         self._give_data()
+        self._ensure_verifiable()
+        lacks = self._leave_out()
         try:
             self.runner.run(self.flow.groundwork(self.recipe))
             if self.recipe.variants == "auto":
@@ -140,6 +144,8 @@ class _Job:
             self.outcome = judge_variants(self.recipe, self.runner)
             return self._failed(error)
         self.outcome = judge_variants(self.recipe, self.runner)
+        if lacks is not None:
+            return self._not_run(lacks)
         self._fall_back()
         winner = select(self.outcome.candidates, self.recipe.objective)
         if winner is None:
@@ -150,6 +156,43 @@ class _Job:
             return self._publish(winner.name)
         except _RUN_FAILS as error:
             return self._failed(error)
+
+    def _ensure_verifiable(self) -> None:
+        if self.recipe.target != "cpu" and self.recipe.verify and lacking(self.recipe.target) is None:
+            raise RequirementError(
+                f"the Triton that this machine can make runs nothing for the target {self.recipe.target}, so a release "
+                "cannot be verified before it is published: say --no-verify, and try it with the server that it is for"
+            )
+
+    def _leave_out(self) -> str | None:
+        """Say of each step that this machine cannot take that it was not run, and why. Returns the first reason."""
+        reason = None
+        for step in self.flow.measuring(self.recipe):
+            if isinstance(step, Step) and step.lacks is not None:
+                reason = reason or step.lacks
+                self.runner.failures[step.name] = Failure(step.name, step.lacks, expected=True)
+                self.screen.say(f"  - {step.name}: not run: {step.lacks}")
+        return reason
+
+    def _not_run(self, lacks: str) -> RunResult:
+        """The end where the target is not on this machine. What it takes to go on elsewhere is kept with the job."""
+        result = self._result("failed", 5, "")
+        kits = self.store.job(result.job_id).resolve() / "kit"
+        names = []
+        for name, artifact in self.runner.artifacts.items():
+            if artifact.kind == "build-kit":
+                names.append(name.removeprefix("kit "))
+                _put(artifact, kits / names[-1])
+        result.message = (
+            f"the target {self.recipe.target} {lacks}. The variants were made and evaluated on the CPU; none was "
+            f"{'compiled or measured' if names else 'measured'}, and nothing was published"
+        )
+        if names:
+            result.message += (
+                f". What builds the engines on a machine with a GPU lies in {kits}: the graph and build.sh of "
+                f"{', '.join(names)}"
+            )
+        return self._finish(result)
 
     def _search(self) -> None:
         asked, self.recipe = self.recipe, self.recipe.model_copy(update={"variants": ()})
@@ -223,6 +266,7 @@ class _Job:
 
         repository = Repository(self.recipe.repository)
         package = self.runner.artifacts["package"]
+        self._ensure_served(repository, package)
         package.verify()  # the server may have answered from it long ago; what is published is what it had then
         published = repository.publish(self.name, package.path, provenance)
         verification = self.runner.artifacts.get("verify")
@@ -242,6 +286,13 @@ class _Job:
             )
         return self._finish(result)
 
+    def _ensure_served(self, repository: Repository, package: Artifact) -> None:
+        """An engine goes into no repository whose server could not load it."""
+        if self.recipe.serving.server is not None:
+            record_server(repository.path, self.recipe.serving.server)
+        if engine := package.metadata.get("engine"):
+            ensure_loads(repository.path, engine)
+
     def _provenance(self, result: RunResult, winner: str) -> dict[str, Any]:
         """What is kept beside a release: where it comes from, how it was made, and what was measured."""
         variants = [*self.flow.variants(self.recipe), *self._found()]
@@ -250,6 +301,7 @@ class _Job:
         return {
             "source": {"reference": self.recipe.model, "digest": result.source_digest},
             "variant": variant.model_dump(mode="json"),
+            "engine": self.runner.artifacts["package"].metadata.get("engine"),
             "measured": next(row for row in result.variants if row.name == winner).model_dump(mode="json"),
             "evidence": result.evidence,
             "data": [figures.model_dump(mode="json") for figures in result.data],
@@ -294,6 +346,13 @@ class _Job:
         result.fallbacks = [search.told for search in self.searches]
         result.warnings[:0] = self.warnings
         return result
+
+
+def _put(artifact: Artifact, folder: Path) -> None:
+    """The files of an artifact in `folder`, in place of what was there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in artifact.files:
+        link(artifact.path / name, folder / name)
 
 
 def _release(repository: Repository, published: Published, winner: str, verified: bool) -> Release:

@@ -31,6 +31,10 @@ from stages.variant import Variant
 __all__ = ["Outcome", "accuracy_limits", "candidate_of", "deciding_batch", "judge_variants", "limits_of"]
 
 
+_ON_SPEED = ("max_p95_ms", "max_p99_ms", "max_size_bytes", "min_speedup")
+"""The limits that only a measurement can be held against."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The judged variants, baseline first, and what select needs of them."""
@@ -122,11 +126,16 @@ def _judged(
         _describe(row, artifact)
     if measured is not None:
         _figures(row, measured, limits.batch_size)
-    for step in (variant.name, f"check {variant.name}", f"suite {variant.name}", row.measurement):
-        if step in runner.failures:
-            row.verdict, row.reason = "error", runner.failures[step].reason
-            return row
     evaluation = runner.artifacts.get(f"check {variant.name}")
+    steps = (variant.name, f"check {variant.name}", f"suite {variant.name}", row.measurement)
+    failures = [runner.failures[step] for step in steps if step in runner.failures]
+    if failures:
+        # What was not run because the machine lacks something tells less than what went wrong before it.
+        failure = next((one for one in failures if not one.expected), failures[0])
+        row.verdict, row.reason = ("not_run" if failure.expected else "error"), failure.reason
+        if failure.expected and evaluation is not None:
+            _tell_accuracy(row, evaluation, None if row.baseline else runner.artifacts[f"check {first}"], limits)
+        return row
     if evaluation is None or measured is None:
         row.reason = "the run ended before it was measured and checked"
         return row
@@ -158,7 +167,11 @@ def _parameters(variant: Variant) -> dict[str, Any]:
 
 
 def _judge(
-    row: VariantResult, evaluation: Artifact, baseline: Artifact | None, limits: Limits, measured: Mapping[str, Any]
+    row: VariantResult,
+    evaluation: Artifact,
+    baseline: Artifact | None,
+    limits: Limits,
+    measured: Mapping[str, Any] | None,
 ) -> None:
     judgement: Judgement = judge(evaluation, baseline, limits, measured)
     row.verdict = judgement.verdict
@@ -196,6 +209,16 @@ def _judge_tasks(row: VariantResult, runner: Runner, first: str, limits: Limits)
 
 
 _GRAVITY: tuple[Verdict, ...] = ("pass", "inconclusive", "fail")
+
+
+def _tell_accuracy(row: VariantResult, evaluation: Artifact, baseline: Artifact | None, limits: Limits) -> None:
+    """What its evaluation says of a variant that has no verdict."""
+    accuracy = limits.model_copy(update=dict.fromkeys(_ON_SPEED))
+    verdict, reason = row.verdict, row.reason
+    _judge(row, evaluation, baseline, accuracy, None)
+    if not row.baseline:
+        reason = f"{reason}; evaluated on the CPU: {row.reason}"
+    row.verdict, row.reason, row.samples_needed = verdict, reason, None
 
 
 def _figures(row: VariantResult, measured: Mapping[str, Any], first: int) -> None:

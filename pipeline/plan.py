@@ -12,6 +12,8 @@ from pipeline.candidates import candidates
 from pipeline.recipe import DataRecipe, Recipe
 from stages.calibrate import CALIBRATE, CalibrateOptions
 from stages.check import CHECK, CheckOptions
+from stages.compile import AxisRange, CompileOptions
+from stages.compile.stage import BUILD_KIT, COMPILE
 from stages.convert import CONVERT, ConvertOptions
 from stages.fuse import FUSE, FuseOptions
 from stages.host import host_fingerprint
@@ -22,6 +24,7 @@ from stages.quantise.fp32 import Fp32
 from stages.quantise.variant import Runtime
 from stages.sensitivity import SENSITIVITY, SensitivityOptions
 from stages.stage import Stage
+from stages.target import TARGET_RUNTIMES, lacking
 from stages.variants import BASELINE, QUANTISE, VariantConfig
 from stages.verify import VERIFY, VerifyOptions
 
@@ -36,7 +39,15 @@ CALLS_FOR_P99 = 400
 CALIBRATION_SAMPLES = 256
 """So many are drawn from calibration data unless the recipe says how many."""
 
-_RUNTIME_LIBRARIES = {"onnxruntime": ("onnxruntime",), "openvino": ("onnxruntime", "openvino")}
+_RUNTIME_LIBRARIES = {
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("onnxruntime", "openvino"),
+    "onnxruntime-cuda": ("onnxruntime", "onnxruntime-gpu"),
+    "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
+}
+
+_TENSORRT_OPSET = 21
+"""In which DequantizeLinear knows blocks, and QuantizeLinear FP8."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,7 @@ class Step:
 
     `optional` inputs are left out if the steps that make them gave nothing; any other such input fails the step.
     `fails`: whether the run fails with the step; else only what depends on it does.
+    `lacks`: why this machine cannot take it; it is not run then, and what depends on it is left out.
     `unlike`: a step whose artifact this one's must differ from; if it does not, this step gave nothing.
     """
 
@@ -56,6 +68,7 @@ class Step:
     libraries: tuple[str, ...] = ()
     optional: frozenset[str] = field(default_factory=frozenset)
     unlike: str | None = None
+    lacks: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,22 +86,27 @@ class Choice:
 
 def variants_of(recipe: Recipe) -> list[VariantConfig]:
     """The baseline and the recipe's variants, baseline first; with `variants: auto` all that the search may try."""
+    baseline = Fp32(runtime=TARGET_RUNTIMES[recipe.target][0], name=BASELINE)
     if recipe.variants == "auto":
-        return [Fp32(), *candidates(recipe.target, host_fingerprint()["instruction_sets"])]
+        return [baseline, *candidates(recipe.target, host_fingerprint()["instruction_sets"])]
     chosen = [variant for variant in recipe.variants if isinstance(variant, VariantConfig)]
-    return [Fp32(), *(variant for variant in chosen if variant.name != BASELINE)]
+    return [baseline, *(variant for variant in chosen if variant.name != BASELINE)]
 
 
 def groundwork(recipe: Recipe) -> list[Step | Choice]:
     """What all variants are made from and judged on."""
-    convert = ConvertOptions(allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
+    convert = ConvertOptions(
+        allow_pickle=recipe.allow_pickle,
+        trust_remote_code=recipe.trust_remote_code,
+        **({"opset": _TENSORRT_OPSET} if recipe.target == "tensorrt" else {}),
+    )
     plan: list[Step | Choice] = [
         Step("convert", CONVERT, convert, {"source": "source"}),
         prepare_step("prepare", "evaluation", recipe.evaluation),
     ]
     if learning := [variant for variant in variants_of(recipe) if variant.needs_data]:
         plan += _calibration(recipe, gram=any(variant.needs_gram for variant in learning))
-    if recipe.fuse != "never":
+    if _fuses(recipe):
         # Not being able to fuse costs speed, not the run: the unfused graphs remain.
         plan.append(Step("fuse", FUSE, FuseOptions(), {"model": "convert"}, fails=False, unlike="convert"))
     return plan
@@ -106,7 +124,7 @@ def judging_plan(recipe: Recipe) -> list[Step | Choice]:
         made, choice = forms_of(recipe, variant)
         plan += made
         choices.append(choice)
-    if recipe.fuse == "measure":
+    if _measured_in(recipe) is not None:
         forms = {name: step for choice in choices for name, step in measured_forms(choice)}
         plan += [profile_step(recipe, forms), *choices]
     else:
@@ -155,9 +173,9 @@ def _calibration(recipe: Recipe, *, gram: bool) -> list[Step | Choice]:
 
 def forms_of(recipe: Recipe, variant: VariantConfig) -> tuple[list[Step], Choice]:
     """The steps that make a variant from the unfused and from the fused graph, and the choice between the two."""
-    measured = "profile" if recipe.fuse == "measure" else None
-    fuse = recipe.fuse != "never"
-    if variant.name == BASELINE:  # it is the graphs themselves
+    measured = _measured_in(recipe)
+    fuse = _fuses(recipe)
+    if variant.name == BASELINE and variant.runtime == "onnxruntime":  # it is the graphs themselves
         return [], Choice(variant.name, "convert", "fuse" if fuse else None, measured)
 
     def step(name: str, model: str, unlike: str | None = None) -> Step:
@@ -166,10 +184,53 @@ def forms_of(recipe: Recipe, variant: VariantConfig) -> tuple[list[Step], Choice
         return Step(name, QUANTISE, variant, inputs, fails=False, libraries=libraries, unlike=unlike)
 
     unfused, fused = f"make {variant.name}", f"make {variant.name} fused"
+    if recipe.target == "tensorrt":
+        compiled = [_compile_step(recipe, variant), *([_kit_step(recipe, variant)] if lacking(recipe.target) else [])]
+        return [step(unfused, "convert"), *compiled], Choice(variant.name, compiled[0].name, None, measured)
     if not (fuse and variant.takes_fused_graph):
         return [step(unfused, "convert")], Choice(variant.name, unfused, None, measured)
     steps = [step(unfused, "convert"), step(fused, "fuse", unlike=unfused)]
     return steps, Choice(variant.name, unfused, fused, measured)
+
+
+def _compile_step(recipe: Recipe, variant: VariantConfig) -> Step:
+    """The engine of a variant, from the graph that was made for it."""
+    return Step(
+        f"compile {variant.name}",
+        COMPILE,
+        _compile_options(recipe),
+        {"model": f"make {variant.name}", "data": _shapes_from(recipe)},
+        fails=False,
+        libraries=_RUNTIME_LIBRARIES["tensorrt"],
+        lacks=lacking(recipe.target),
+    )
+
+
+def _kit_step(recipe: Recipe, variant: VariantConfig) -> Step:
+    """What builds the engine elsewhere, where this machine cannot."""
+    inputs = {"model": f"make {variant.name}", "data": _shapes_from(recipe)}
+    return Step(f"kit {variant.name}", BUILD_KIT, _compile_options(recipe), inputs, fails=False)
+
+
+def _compile_options(recipe: Recipe) -> CompileOptions:
+    most = max(recipe.serving.max_batch_size, *recipe.profile.batch_sizes)
+    usual = recipe.profile.batch_sizes[0] if recipe.objective == "latency" else max(recipe.profile.batch_sizes)
+    return CompileOptions(**recipe.tensorrt.model_dump(), batch=AxisRange(min=1, opt=usual, max=most))
+
+
+def _shapes_from(recipe: Recipe) -> str:
+    """The data whose lengths engines are built for."""
+    return "prepare calibration" if any(variant.needs_data for variant in variants_of(recipe)) else "prepare"
+
+
+def _fuses(recipe: Recipe) -> bool:
+    """TensorRT knows none of ONNX Runtime's fused operators, and fuses by itself."""
+    return recipe.fuse != "never" and recipe.target != "tensorrt"
+
+
+def _measured_in(recipe: Recipe) -> str | None:
+    """The step that decides between the forms of a variant, if one is to."""
+    return "profile" if recipe.fuse == "measure" and not lacking(recipe.target) else None
 
 
 def profile_step(recipe: Recipe, forms: Mapping[str, str]) -> Step:
@@ -185,7 +246,15 @@ def profile_step(recipe: Recipe, forms: Mapping[str, str]) -> Step:
     optional = frozenset(forms.values()) - {forms[BASELINE]}
     libraries = {library for variant in variants_of(recipe) for library in _RUNTIME_LIBRARIES[variant.runtime]}
     inputs = {"data": "prepare", **forms}
-    return Step("profile", PROFILE, options, inputs, libraries=tuple(sorted(libraries)), optional=optional)
+    return Step(
+        "profile",
+        PROFILE,
+        options,
+        inputs,
+        libraries=tuple(sorted(libraries)),
+        optional=optional,
+        lacks=lacking(recipe.target),
+    )
 
 
 def check_step(
@@ -195,12 +264,16 @@ def check_step(
 
     `word` tells the evaluations of one purpose, which are compared with each other, from those of another.
     """
+    lacks = lacking(recipe.target)
+    if lacks and model is None and recipe.target == "tensorrt":
+        model = f"make {variant.name}"  # the graph that its engine would be built from
     inputs = {"model": model or variant.name, "data": data}
     if variant.name != BASELINE:
         inputs["reference"] = f"{word} {BASELINE}"
     options = CheckOptions(
         metric=recipe.evaluation.metric if recipe.evaluation else None,
         threads=recipe.profile.threads,
+        runtime="onnxruntime" if lacks else None,
     )
     # Without the baseline there is nothing to compare with: its failure is the run's.
     return Step(
@@ -209,7 +282,7 @@ def check_step(
         options,
         inputs,
         fails=variant.name == BASELINE,
-        libraries=_RUNTIME_LIBRARIES[variant.runtime],
+        libraries=_RUNTIME_LIBRARIES["onnxruntime" if lacks else variant.runtime],
     )
 
 

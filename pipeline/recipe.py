@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from model_repository.layout import NAME
 from pipeline.units import Bytes, Fraction, Milliseconds, Seconds
+from stages.compile import TensorRtOptions
 from stages.errors import InputError
 from stages.language.release import EngineOptions
 from stages.model import Task
+from stages.target import USUAL_VARIANTS, Target, for_target
 from stages.variant import Variant
 from stages.variants import parse_variant
 
@@ -95,6 +106,10 @@ class ServingRecipe(_Part):
     vllm: str | None = Field(
         None, description="environment (its folder) whose vLLM verifies language models; default: the one in PATH"
     )
+    server: str | None = Field(
+        None,
+        description="what serves the repository: the tag of NVIDIA's tritonserver container, or its TensorRT version",
+    )
     engine: EngineOptions = Field(EngineOptions(), description="language models: what vLLM's engine is told")
 
 
@@ -106,12 +121,12 @@ class Recipe(_Part):
         None, pattern=f"^{NAME}$", description="name in the model repository; default: from `model`"
     )
     task: Task | None = Field(None, description="default: inferred from the checkpoint")
-    target: Literal["cpu"] = "cpu"
+    target: Target = "cpu"
     evaluation: DataRecipe | None = None
     calibration: DataRecipe | None = None
     suite: SuiteRecipe | None = Field(None, description="language models: tasks that must not be lost")
     variants: tuple[SerializeAsAny[Variant], ...] | Literal["auto"] = Field(
-        default_factory=lambda: (parse_variant("fp16"), parse_variant("int8-dynamic")),
+        default_factory=lambda data: _usual_variants(data.get("target", "cpu")),
         validate_default=False,
         description="what to make beside the baseline; auto: whatever the target, the data and the machine allow",
     )
@@ -125,6 +140,7 @@ class Recipe(_Part):
     objective: Literal["latency", "throughput", "size"] = "latency"
     profile: ProfileRecipe = ProfileRecipe()
     serving: ServingRecipe = ServingRecipe()
+    tensorrt: TensorRtOptions = Field(TensorRtOptions(), description="how engines are built, for the target tensorrt")
     verify: bool = True
     repository: str = "model_repository_out"
     tracking_uri: str | None = None
@@ -134,7 +150,8 @@ class Recipe(_Part):
 
     @field_validator("variants", mode="before")
     @classmethod
-    def _variants(cls, value: Any) -> Any:
+    def _variants(cls, value: Any, info: ValidationInfo) -> Any:
+        target: Target = info.data.get("target", "cpu")
         if isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
         if not isinstance(value, (list, tuple)):
@@ -142,14 +159,14 @@ class Recipe(_Part):
         if "auto" in value:
             if len(value) > 1:
                 raise ValueError("auto stands alone: it tries every variant that makes sense here")
+            if target != "cpu":
+                raise ValueError(f"auto searches for the target cpu; for {target} name the variants")
             return "auto"
         variants = []
         for entry in value:
-            if isinstance(entry, Variant):
-                variants.append(entry)
-                continue
             try:
-                variants.append(parse_variant(entry))
+                variant = entry if isinstance(entry, Variant) else parse_variant(entry)
+                variants.append(for_target(variant, target))
             except InputError as error:
                 raise ValueError(str(error)) from error
         names = [variant.name for variant in variants]
@@ -171,7 +188,9 @@ class Recipe(_Part):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            lines = [_explain(problem, where) for problem in error.errors()]
+            # What a default is made from was refused itself, which is told.
+            told = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
+            lines = [_explain(problem, where) for problem in told]
             raise InputError("\n".join(lines)) from error
 
     @classmethod
@@ -201,6 +220,10 @@ _PATHS = (
     ("serving", "vllm"),
 )
 """Where in a recipe paths stand."""
+
+
+def _usual_variants(target: Target) -> tuple[Variant, ...]:
+    return tuple(for_target(parse_variant(name), target) for name in USUAL_VARIANTS[target])
 
 
 def merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from textwrap import wrap
 
+from stages.target import TARGET_RUNTIMES
 from stages.variant import Variant
 from stages.variants import GRAPH_VARIANTS, LANGUAGE_VARIANTS, parse_variant, runtimes_of
 
@@ -124,7 +125,9 @@ def _explained(variants: Mapping[str, type[Variant]]) -> list[str]:
     """A comment for every variant: what it is, its runtimes, and whether it learns from calibration data."""
     lines = []
     for name, config in variants.items():
-        runtimes = " or ".join(runtimes_of(config))
+        possible = runtimes_of(config)
+        # The recipe is written for the target cpu; what is not made for it says where it is.
+        runtimes = " or ".join([name for name in possible if name in TARGET_RUNTIMES["cpu"]] or possible)
         calibrated = "; calibrated" if parse_variant(name).needs_data else ""
         about = " ".join((config.__doc__ or "").partition(".")[0].split())
         lines += wrap(

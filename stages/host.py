@@ -9,9 +9,10 @@ import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from stages.artifact import canonical_json
+from stages.gpu import gpus
 
 __all__ = ["Host", "fingerprint_digest", "host_fingerprint", "usable_cores", "versions"]
 
@@ -26,7 +27,8 @@ _GIB = 2**30
 
 
 class Host(TypedDict):
-    """What `host_fingerprint` returns. `cpu_quota` is in cores; null: no limit is set."""
+    """What `host_fingerprint` returns. `cpu_quota` is in cores; null: no limit is set. `gpus`: name, compute capability
+    and driver of each NVIDIA GPU, only where there are any."""
 
     cpu: str
     instruction_sets: list[str]
@@ -36,6 +38,7 @@ class Host(TypedDict):
     system: str
     kernel: str
     python: str
+    gpus: NotRequired[list[str]]
 
 
 def host_fingerprint() -> Host:
@@ -45,7 +48,8 @@ def host_fingerprint() -> Host:
     to boot.
     """
     name, flags = _processor()
-    return Host(
+    found = [f"{gpu.name}, compute capability {gpu.capability}, driver {gpu.driver}" for gpu in gpus()]
+    host = Host(
         cpu=name,
         instruction_sets=[flag for flag in _INSTRUCTION_SETS if flag in flags],
         cores=len(os.sched_getaffinity(0)),
@@ -55,6 +59,7 @@ def host_fingerprint() -> Host:
         kernel=platform.release(),
         python=platform.python_version(),
     )
+    return {**host, "gpus": found} if found else host
 
 
 def fingerprint_digest(host: Host) -> str:

@@ -11,7 +11,7 @@ from model_repository.signature import Signature
 from stages.artifact import Artifact
 from stages.errors import InputError
 
-__all__ = ["ASSETS", "Model", "Task"]
+__all__ = ["ASSETS", "Engine", "Model", "ModelRuntime", "Task"]
 
 Task = Literal[
     "feature-extraction",  # token embeddings: [batch, sequence, hidden]
@@ -26,16 +26,44 @@ Task = Literal[
     "generic",  # arrays in, arrays out; nothing is known of their meaning
 ]
 
+ModelRuntime = Literal["onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt"]
+
 ASSETS = "assets"
 """The folder of a model artifact that holds the tokenizer, preprocessor and configuration files."""
+
+
+class Engine(BaseModel):
+    """What decides where a TensorRT engine can run, and what it computes in.
+
+    `compute_capability`: of the GPU that it was built on ("9.0"). `profiles`: for each optimisation profile and input
+    its smallest, usual and largest shape. `layers`: how many computing layers touch each dtype, by the engine's own
+    account. `stripped`: it lies without its weights, which the graph beside it has. `weight_streaming`: weights may
+    stay in the host's memory.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tensorrt: str
+    compute_capability: str
+    device: str
+    driver: str
+    cuda: str
+    profiles: tuple[dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]], ...] = ()
+    layers: dict[str, int] = {}
+    tf32: bool = True
+    version_compatible: bool = False
+    hardware_compatible: str = "none"
+    weight_streaming: bool = False
+    stripped: bool = False
 
 
 class Model(BaseModel):
     """The metadata of an artifact of kind `model`: a graph, its signature and what it is for.
 
-    `file` is ONNX for `onnxruntime`, and OpenVINO's IR (`model.xml`, the weights in `model.bin` beside it) for
-    `openvino`. `precision` is that of the weights; `arithmetic` that in which the runtime computes what is not
-    quantised (OpenVINO's `INFERENCE_PRECISION_HINT`; where the processor has no BF16 it takes FP32).
+    `file` is ONNX for `onnxruntime` and `onnxruntime-cuda`, OpenVINO's IR (`model.xml`, the weights in `model.bin`
+    beside it) for `openvino`, and a plan for `tensorrt`, which `engine` says more of. `precision` is that of the
+    weights; `arithmetic` that in which the runtime computes what is not quantised (OpenVINO's
+    `INFERENCE_PRECISION_HINT`; where the processor has no BF16 it takes FP32).
     `operators` counts the graph's operators by type (`{"MatMulInteger": 36, …}`), functions not expanded.
     """
 
@@ -45,12 +73,13 @@ class Model(BaseModel):
     task: Task = "generic"
     signature: Signature
     precision: str = "fp32"
-    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    runtime: ModelRuntime = "onnxruntime"
     arithmetic: Literal["fp32", "bf16"] = "fp32"
     fused: bool = False
     opset: int
     labels: tuple[str, ...] = ()
     operators: dict[str, int] = {}
+    engine: Engine | None = None
 
     @classmethod
     def of(cls, artifact: Artifact) -> Model:

@@ -12,7 +12,7 @@ from stages.artifact import Artifact, link
 from stages.convert.graph import strip
 from stages.convert.writer import write
 from stages.errors import InputError, StageError
-from stages.model import ASSETS, Model, Task
+from stages.model import ASSETS, Model, ModelRuntime, Task
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -64,6 +64,7 @@ def write_model(
     signature: Signature,
     task: Task = "generic",
     precision: str = "fp32",
+    runtime: ModelRuntime = "onnxruntime",
     fused: bool = False,
     labels: tuple[str, ...] = (),
     assets: Path | None = None,
@@ -88,6 +89,7 @@ def write_model(
         task=task,
         signature=signature,
         precision=precision,
+        runtime=runtime,
         fused=fused,
         opset=opset(graph),
         labels=labels,
@@ -96,11 +98,12 @@ def write_model(
     return Artifact.write(out, "model", model.model_dump(mode="json"), made_from)
 
 
-def copy_model(model: Artifact, out: Path) -> Artifact:
-    """The same model again in `out`, by links: the same files, metadata and digest."""
+def copy_model(model: Artifact, out: Path, runtime: ModelRuntime | None = None) -> Artifact:
+    """The same model again in `out`, by links: the same files, metadata and digest. `runtime`: for another one."""
     for name in model.files:
         link(model.path / name, out / name)
-    return Artifact.write(out, model.kind, model.metadata, {"model": model})
+    metadata = model.metadata if runtime is None else {**model.metadata, "runtime": runtime}
+    return Artifact.write(out, model.kind, metadata, {"model": model})
 
 
 def nodes(graph: ir.Model) -> Iterator[ir.Node]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,19 +11,36 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from model_repository import RepositoryError
 from model_repository.config import MODEL_FILES, ConfigOptions, build, to_text
+from model_repository.config_gpu import GpuOptions
 from model_repository.layout import CONFIG, LABELS, NAME, PROVENANCE
-from model_repository.signature import TensorSpec
+from model_repository.signature import Signature, TensorSpec
 from stages.artifact import MANIFEST, Artifact, link
 from stages.errors import InputError, StageError
 from stages.model import ASSETS, Model
 from stages.progress import SILENT, Progress
-from stages.runtime import onnxruntime, openvino
+from stages.runtime import onnxruntime, openvino, tensorrt
 from stages.stage import Stage
 
 __all__ = ["PACKAGE", "PackageOptions", "package"]
 
-_FOUND = {"onnxruntime": onnxruntime.signature_of, "openvino": openvino.signature_of}
-_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
+@dataclass(frozen=True)
+class _Server:
+    """How a runtime's models are served: Triton's backend, what the runtime finds in a file, and what it is called."""
+
+    backend: str
+    signature_of: Callable[[Path], Signature]
+    name: str
+    gpu: bool = False
+    names_axes: bool = True
+
+
+_SERVERS = {
+    "onnxruntime": _Server("onnxruntime", onnxruntime.signature_of, "ONNX Runtime"),
+    "openvino": _Server("openvino", openvino.signature_of, "OpenVINO", names_axes=False),
+    "onnxruntime-cuda": _Server("onnxruntime", onnxruntime.signature_of, "ONNX Runtime", gpu=True),
+    "tensorrt": _Server("tensorrt", tensorrt.signature_of, "TensorRT", gpu=True, names_axes=False),
+}
 
 
 class PackageOptions(BaseModel):
@@ -31,6 +50,7 @@ class PackageOptions(BaseModel):
     OpenVINO's backend cannot do that (`model_repository.config.build`) and is only warmed up with a batch of this size.
     `max_queue_delay_us`: how long (µs) a request may wait for others. `threads`: within one operator; 0 = every core of
     the server. `typical_length`: of a dynamic axis in the warm-up, and `axis_lengths` the same for axes by name.
+    `tensorrt_provider`: of a graph for ONNX Runtime on CUDA (`model_repository.config_gpu.GpuOptions`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +61,7 @@ class PackageOptions(BaseModel):
     threads: NonNegativeInt = 0
     typical_length: PositiveInt = 16
     axis_lengths: dict[str, PositiveInt] = Field(default_factory=dict)
+    tensorrt_provider: dict[str, str] | None = None
 
 
 def package(*, model: Artifact, options: PackageOptions, out: Path, progress: Progress = SILENT) -> Artifact:
@@ -50,7 +71,8 @@ def package(*, model: Artifact, options: PackageOptions, out: Path, progress: Pr
     `model.onnx` or `model.xml`, its weights under the names that the graph knows, `assets/`, and `labels.txt` where the
     classes have names. The metadata: `name`, `backend`, `batched` (whether a request may hold any number of samples),
     `max_batch_size` (0 where Triton puts none together, whatever was asked for), `threads`, `task`, `precision`,
-    `signature`, and the names `config`, `file`, `assets`, `labels` (the last two null where there are none).
+    `signature`, the names `config`, `file`, `assets`, `labels` (the last two null where there are none), and of an
+    engine `engine`: what it takes to run it.
 
     Raises `InputError` if the artifact is no model, cannot be opened or cannot be served, `StageError` if its runtime
     describes its inputs and outputs otherwise than the signature: Triton would refuse to load it.
@@ -59,7 +81,8 @@ def package(*, model: Artifact, options: PackageOptions, out: Path, progress: Pr
     progress.update("comparing the signature with the graph")
     _ensure_signature(described.path(model), described)
 
-    file = MODEL_FILES[described.runtime]
+    server = _SERVERS[described.runtime]
+    file = MODEL_FILES[server.backend]
     files = [name for name in model.files if name != described.file]
     if taken := sorted({CONFIG, PROVENANCE, MANIFEST, LABELS, file}.intersection(files)):
         raise InputError(f"{model.path} holds {taken[0]}, a name that a release needs for itself")
@@ -74,8 +97,10 @@ def package(*, model: Artifact, options: PackageOptions, out: Path, progress: Pr
             options.name,
             described.signature,
             ConfigOptions(
-                backend=described.runtime,
-                **options.model_dump(exclude={"name"}),
+                backend=server.backend,
+                gpu=_gpu(described, options) if server.gpu else None,
+                max_batch_size=_most_in_batch(described, options),
+                **options.model_dump(exclude={"name", "tensorrt_provider", "max_batch_size"}),
                 labels=LABELS if described.labels else "",
                 label_count=len(described.labels),
             ),
@@ -86,7 +111,7 @@ def package(*, model: Artifact, options: PackageOptions, out: Path, progress: Pr
 
     metadata = {
         "name": options.name,
-        "backend": described.runtime,
+        "backend": server.backend,
         "batched": described.signature.batched,
         "max_batch_size": config.max_batch_size,
         "threads": options.threads,
@@ -98,7 +123,30 @@ def package(*, model: Artifact, options: PackageOptions, out: Path, progress: Pr
         "assets": ASSETS if any(Path(name).parts[0] == ASSETS for name in files) else None,
         "labels": LABELS if described.labels else None,
     }
+    if described.engine is not None:
+        metadata["engine"] = described.engine.model_dump(mode="json")
     return Artifact.write(out, "release", metadata, {"model": model})
+
+
+def _gpu(described: Model, options: PackageOptions) -> GpuOptions:
+    engine = described.engine
+    if engine is None:
+        return GpuOptions(tensorrt_provider=options.tensorrt_provider)
+    if engine.stripped:
+        raise InputError("an engine without its weights cannot be served: Triton's backend gives it none")
+    return GpuOptions(
+        # The engine is named for its GPU, so that one of another may be laid beside it.
+        plans={} if engine.hardware_compatible != "none" else {engine.compute_capability: MODEL_FILES["tensorrt"]},
+        profiles=max(1, len(engine.profiles)),
+    )
+
+
+def _most_in_batch(described: Model, options: PackageOptions) -> int:
+    """No more than an engine takes: Triton refuses a configuration that promises more."""
+    if described.engine is None or not described.engine.profiles or not described.signature.batched:
+        return options.max_batch_size
+    sizes = [most[0] for profile in described.engine.profiles for _, _, most in profile.values()]
+    return min(options.max_batch_size, *sizes)
 
 
 def _ensure_signature(graph: Path, described: Model) -> None:
@@ -108,13 +156,14 @@ def _ensure_signature(graph: Path, described: Model) -> None:
     here and dynamic there or the other way round; OpenVINO's (`CompareDimsSupported`) takes any size for an axis that
     it finds dynamic, and knows a tensor by one name only.
     """
-    found = _FOUND[described.runtime](graph)
-    signature, runtime = described.signature, _NAMES[described.runtime]
+    server = _SERVERS[described.runtime]
+    found = server.signature_of(graph)
+    signature, runtime = described.signature, server.name
     for kind, declared, reported in (
         ("input", signature.inputs, found.inputs),
         ("output", signature.outputs, found.outputs),
     ):
-        if described.runtime == "openvino":
+        if not server.names_axes:
             reported = tuple(_as_declared(tensor, declared) for tensor in reported)
         ours, theirs = [_shown(tensor) for tensor in declared], [_shown(tensor) for tensor in reported]
         if ours != theirs:

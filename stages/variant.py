@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = ["Variant"]
 
-_USUAL_RUNTIMES = ("onnxruntime", "transformers", "onnxruntime-genai")
+_USUAL_RUNTIMES = ("onnxruntime", "transformers", "onnxruntime-genai", "onnxruntime-cuda", "tensorrt")
+"""Those of a target that has no other, and the first of those that have."""
 
 
 class Variant(BaseModel):

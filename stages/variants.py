@@ -25,6 +25,7 @@ from stages.language.quantise.original import Original
 from stages.language.variant import LanguageVariant
 from stages.progress import SILENT, Progress
 from stages.quantise.bf16 import Bf16
+from stages.quantise.fp8_static import Fp8Static
 from stages.quantise.fp16 import Fp16
 from stages.quantise.fp32 import Fp32
 from stages.quantise.int4 import Int4
@@ -48,6 +49,7 @@ GRAPH_VARIANTS: dict[str, type[VariantConfig]] = {
     "int8-static": Int8Static,
     "int8-weight-only": Int8WeightOnly,
     "int4": Int4,
+    "fp8-static": Fp8Static,
 }
 """Every variant of a graph by its type, the baseline first."""
 
@@ -110,8 +112,7 @@ def _names() -> list[str]:
     """Every variant in one word: the type, and the type with each of its runtimes behind it."""
     names = []
     for kind, config in VARIANTS.items():
-        others = [runtime for runtime in runtimes_of(config) if runtime in get_args(Runtime)]
-        names += [kind, *(f"{kind}-{runtime}" for runtime in others if runtime != "onnxruntime")]
+        names += [kind, *(f"{kind}-{runtime}" for runtime in runtimes_of(config) if runtime == "openvino")]
     return names
 
 

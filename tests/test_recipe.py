@@ -125,5 +125,7 @@ def test_what_the_engine_of_a_language_model_is_told_has_its_place(tmp_path: Pat
     )
     engine = Recipe.read(file).serving.engine
     assert (engine.gpu, engine.max_model_len, engine.lora[0].path) == ("L4", 4096, adapter)
-    with pytest.raises(InputError, match="unknown key 'serving.engine.max_model_length'; did you mean 'max_model_len'"):
+    with pytest.raises(
+        InputError, match=r"unknown key 'serving.engine.max_model_length'; did you mean 'max_model_len'"
+    ):
         Recipe.parse({"model": "m", "serving": {"engine": {"max_model_length": 4}}})

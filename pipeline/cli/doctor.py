@@ -21,6 +21,7 @@ def doctor(store: Path | None, debug: bool) -> None:
     """Tell what is installed, what is missing, and what that means. Exit code 5 if `optimize run` cannot work."""
     from pipeline.account import LIBRARIES
     from pipeline.job import default_store
+    from pipeline.records.address import public
     from pipeline.store import library_versions
     from stages.host import host_fingerprint
 
@@ -30,6 +31,8 @@ def doctor(store: Path | None, debug: bool) -> None:
         click.echo(f"  {key:<16} {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
     click.echo("libraries")
     for name, version in library_versions(LIBRARIES).items():
+        if name == "onnxruntime" and version == "absent":
+            version = library_versions(("onnxruntime-gpu",))["onnxruntime-gpu"]  # the same import
         if version == "absent":
             wrong += 1
             version = "MISSING: pip install it with the project's constraints file"
@@ -42,17 +45,31 @@ def doctor(store: Path | None, debug: bool) -> None:
     path = store or default_store()
     free = shutil.disk_usage(path if path.exists() else Path.home()).free
     click.echo(f"  {'store':<16} {path} ({free / 1e9:.0f} GB free)")
-    click.echo(f"  {'MLflow':<16} {os.environ.get('MLFLOW_TRACKING_URI', 'sqlite:///mlflow.db in the current folder')}")
+    mlflow = public(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db in the current folder")
+    click.echo(f"  {'MLflow':<16} {mlflow}")
+    _webhooks()
     click.echo("runtimes")
     _runtimes()
     click.echo("targets")
     click.echo(f"  {'cpu':<16} {', '.join(_variants('cpu'))}")
-    click.echo(f"  {'cuda':<16} not supported yet")
-    click.echo(f"  {'tensorrt':<16} not supported yet")
+    _gpu_targets()
     click.echo("server")
     wrong += not _server()
     if wrong:
         sys.exit(5)
+
+
+def _webhooks() -> None:
+    """Tell what breaks webhooks in silence. Runs need none of it."""
+    from pipeline.records.address import is_server
+    from pipeline.triggers.hooks import examine
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not is_server(uri):
+        click.echo(f"  {'':<16} no server: what is registered there fires no webhooks")
+        return
+    for finding in examine(uri):
+        click.echo(f"  {finding.name:<16} {'WRONG: ' if finding.state == 'wrong' else ''}{finding.text}")
 
 
 def _runtimes() -> None:
@@ -73,6 +90,36 @@ def _runtimes() -> None:
     except RequirementError as error:
         click.echo(f"  {'openvino':<16} {error}")
     click.echo(f"  {'':<16} runs {', '.join(_variants('cpu', 'openvino'))}")
+
+
+def _gpu_targets() -> None:
+    """Tell which GPUs there are, what of the software for them is installed, and what a run for them would do here."""
+    from stages.gpu import gpus
+    from stages.host import versions
+    from stages.target import TARGET_RUNTIMES, lacking
+
+    for target in TARGET_RUNTIMES:
+        if target == "cpu":
+            continue
+        reason = lacking(target)
+        click.echo(f"  {target:<16} {', '.join(_variants(target))}")
+        click.echo(f"  {'':<16} {'can run here' if reason is None else f'only made and checked here: {reason}'}")
+    click.echo("GPUs")
+    for gpu in gpus():
+        memory = f"{gpu.memory_bytes / 2**30:.0f} GiB"
+        click.echo(
+            f"  {gpu.index:<16} {gpu.name}, {memory}, compute capability {gpu.capability}, "
+            f"driver {gpu.driver} (CUDA {gpu.cuda})"
+        )
+    if not gpus():
+        click.echo(f"  {'':<16} none that NVIDIA's driver shows (NVML)")
+    names = ("onnxruntime-gpu", "tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-cu13-bindings", "cuda-bindings")
+    found = versions([*names, "nvidia-ml-py"])
+    for name in (*names, "nvidia-ml-py"):
+        if name in found:
+            click.echo(f"  {name:<16} {found[name]}")
+    if not found.keys() & {"tensorrt", "tensorrt-cu12", "tensorrt-cu13"}:
+        click.echo(f"  {'tensorrt':<16} not installed")
 
 
 def _variants(target: str, runtime: str = "") -> list[str]:

@@ -19,7 +19,7 @@ __all__ = ["run"]
 @click.option("--evaluation", metavar="PATH", help="Data that accuracy is judged on.")
 @click.option("--calibration", metavar="PATH", help="Data that quantisation learns ranges from.")
 @click.option("--metric", help="Metric to judge, such as accuracy, f1 or recall@1.")
-@click.option("--target", help="Where the result will run: cpu.")
+@click.option("--target", help="Where the result will run: cpu, cuda or tensorrt.")
 @click.option(
     "--variants",
     metavar="LIST",

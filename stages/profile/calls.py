@@ -20,6 +20,9 @@ __all__ = ["Calls"]
 _ENGINES: Mapping[RuntimeName, Callable[[], object]] = {
     "onnxruntime": partial(importlib.import_module, "onnxruntime"),
     "openvino": import_openvino,
+    # Imported, and no more: a process that has used a GPU cannot be forked.
+    "onnxruntime-cuda": partial(importlib.import_module, "onnxruntime"),
+    "tensorrt": partial(importlib.import_module, "tensorrt"),
 }
 
 Batches = Mapping[int, Sequence[Arrays]]
@@ -55,8 +58,10 @@ class Calls:
 
 
 def _run(session: Session, batches: Batches, size: int, order: Sequence[int], lead_in: bool) -> Turn:
-    """One call for each batch in `order`. With `lead_in`, a call before them is not counted: it brings back to the
-    caches what another variant has driven out."""
+    """One call for each batch in `order`, with the device's own times behind the whole call's if it has any.
+
+    With `lead_in`, a call before them is not counted: it brings back to the caches what another variant has driven out.
+    """
     inputs = batches[size]
     if lead_in:
         session(inputs[order[0]])
@@ -65,5 +70,6 @@ def _run(session: Session, batches: Batches, size: int, order: Sequence[int], le
         batch = inputs[index]
         started = time.perf_counter_ns()
         session(batch)
-        taken.append(((time.perf_counter_ns() - started) / 1e6,))
+        wall_ms = (time.perf_counter_ns() - started) / 1e6
+        taken.append((wall_ms, *getattr(session, "device_ms", ())))
     return taken

@@ -36,4 +36,4 @@ class TurnOptions(BaseModel):
 class ProfileOptions(TurnOptions):
     """How speed is measured. `runtime`: None measures each model in the one that it was made for."""
 
-    runtime: Literal["onnxruntime", "openvino"] | None = None
+    runtime: Literal["onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt"] | None = None

@@ -18,7 +18,7 @@ class Fp32(VariantConfig):
     """32-bit floats throughout, unchanged: what every other variant is compared with."""
 
     precision: ClassVar[str] = "fp32"
-    targets: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    targets: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "tensorrt")
     smaller: ClassVar[bool] = False
 
     type: Literal["fp32"] = "fp32"
@@ -26,8 +26,10 @@ class Fp32(VariantConfig):
 
 @build.register
 def _(config: Fp32, model: Artifact, out: Path, progress: Progress, statistics: Statistics | None) -> Artifact:
-    if config.runtime == "onnxruntime":
+    if config.runtime in ("onnxruntime", "tensorrt"):
         return copy_model(model, out)
+    if config.runtime == "onnxruntime-cuda":
+        return copy_model(model, out, runtime=config.runtime)
     progress.update("writing OpenVINO's form of the graph")
     graph = read_graph(model)
     return write_variant(graph, model, out, config, weight_bytes(graph))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ from stages.quantise.blocks.form import BlockFormat, BlockMatrix
 from stages.quantise.blocks.gptq import gptq
 from stages.quantise.blocks.hqq import hqq
 from stages.quantise.blocks.ranges import rtn
+from stages.quantise.int4_blocks import make_int4_blocks
 from stages.quantise.variant import build
 from stages.quantise.weight_only import WeightOnly, make_weight_only
 
@@ -44,17 +45,20 @@ class Int4(WeightOnly):
     """4-bit weights of products, in blocks; embedding tables in 4 bits, convolutions in 8.
 
     `method` chooses the integers (see above). `block_size`: how many inputs of one output share a scale.
-    `symmetric`: without zero points, which saves little and costs some accuracy. `bias_correction`: where there are
+    `symmetric`: without zero points, which saves little and costs some accuracy. For TensorRT blocks are symmetric and
+    hold 128. `bias_correction`: where there are
     data. `embedding_bits`: 4-bit tables cost MiniLM a cosine of 0.001 and save a quarter of the file. `damping` and
     `act_order` are GPTQ's; so much damping costs little where there are many data, and saves much where there are few.
     """
 
     precision: ClassVar[str] = "int4"
+    targets: ClassVar[tuple[str, ...]] = ("cpu", "tensorrt")
 
     type: Literal["int4"] = "int4"
+    runtime: Literal["onnxruntime", "openvino", "tensorrt"] = "onnxruntime"
     method: Literal["gptq", "awq-clip", "hqq", "rtn"] = "gptq"
-    block_size: Literal[16, 32, 64, 128] = 32
-    symmetric: bool = False
+    block_size: Literal[16, 32, 64, 128] = Field(default_factory=lambda data: 128 if _for_tensorrt(data) else 32)
+    symmetric: bool = Field(default_factory=lambda data: _for_tensorrt(data))
     bias_correction: bool = True
     embedding_bits: Literal[4, 8] = 4
     damping: float = Field(default=0.1, gt=0, le=1)
@@ -64,6 +68,8 @@ class Int4(WeightOnly):
     def _zero_points_to_choose(self) -> Self:
         if self.method == "hqq" and self.symmetric:
             raise ValueError("hqq chooses zero points, and symmetric blocks have none")
+        if self.runtime == "tensorrt" and (self.block_size != 128 or not self.symmetric):
+            raise ValueError("TensorRT takes symmetric blocks of 128")
         return self
 
     @property
@@ -78,8 +84,10 @@ class Int4(WeightOnly):
 @build.register
 def _(config: Int4, model: Artifact, out: Path, progress: Progress, statistics: Statistics | None) -> Artifact:
     """Raises `StageError` if the model has no matrix product with constant weights."""
-    format = BlockFormat(4, config.block_size, config.symmetric)
+    format = BlockFormat(4, config.block_size, config.symmetric, positive=config.runtime == "tensorrt")
     quantise = partial(_quantise, config, format, statistics or {})
+    if config.runtime == "tensorrt":
+        return make_int4_blocks(config, model, out, progress, quantise)
     return make_weight_only(
         config, model, out, progress, format=format, table_bits=config.embedding_bits, quantise=quantise
     )
@@ -128,3 +136,7 @@ def _moments(seen: list[ActivationStatistics], centred: bool) -> NDArray[np.floa
         share = each.count / sum(other.count for other in seen)
         total += (moments + rounding * np.eye(len(moments), dtype=np.float32)) * np.float32(share)
     return total
+
+
+def _for_tensorrt(data: dict[str, Any]) -> bool:
+    return data.get("runtime") == "tensorrt"

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from calibration.ranges import Observer, activation_range, quantise_linear
+from calibration.ranges import Observer, activation_range
 from calibration.smoothing import best_smoothing, smoothing
 from calibration.statistics import ActivationStatistics, Statistics
 from stages.artifact import Artifact
@@ -28,45 +28,77 @@ from stages.errors import StageError
 from stages.model import Model
 from stages.onnx_model import opset, read_graph, weight_bytes
 from stages.progress import Progress
+from stages.quantise.half import half_between, large_values
 from stages.quantise.integer_operators import IntegerOperators
 from stages.quantise.operators import Operator, is_excluded, matrix_product, operators, output_of
-from stages.quantise.qdq import QdqWriter
+from stages.quantise.qdq import QdqWriter, SymmetricQdqWriter
 from stages.quantise.variant import VariantConfig, build, write_variant
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Int8Static"]
+__all__ = ["Int8Static", "Static"]
 
 _FIRST_OPSET = 13
+_FIRST_OPSET_TENSORRT = 19  # QuantizeLinear of 16-bit floats, and FP8
 _SAME_VALUES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
 """Operators that only move or choose values: what was quantised in front of them is behind them, too."""
 
 
-class Int8Static(VariantConfig):
-    """8-bit weights and activations, calibrated.
+class Static(VariantConfig):
+    """What statically quantised variants have in common.
 
     `observer` chooses the ranges (`calibration.ranges`), `percentile` belongs to the one of that name. `smoothing`:
     `auto` tries several strengths on each activation and takes what lowers the error, a number from 0 to 1 is taken
-    everywhere, `off` nowhere. `embeddings`: store large embedding tables in 8 bits too, one scale for each row.
+    everywhere, `off` nowhere. `rest`: for TensorRT, the floats of what is not quantised.
     """
 
-    precision: ClassVar[str] = "int8"
-    targets: ClassVar[tuple[str, ...]] = ("cpu",)
     libraries: ClassVar[tuple[str, ...]] = ("onnx-ir",)
 
-    type: Literal["int8-static"] = "int8-static"
     observer: Observer = "min-max"
     percentile: float = Field(default=99.99, gt=50, lt=100)
     smoothing: Literal["auto", "off"] | Annotated[float, Field(ge=0, le=1)] = Field(
         default="auto", union_mode="left_to_right"
     )
     bias_correction: bool = True
-    embeddings: bool = True
+    rest: Literal["fp16", "fp32"] = "fp16"
 
     @property
     def needs_data(self) -> bool:
         return True
+
+    @property
+    def quantises_tables(self) -> bool:
+        """Whether large embedding tables are stored in 8 bits too."""
+        return False
+
+    def writer(self, graph: ir.Model) -> QdqWriter:
+        """What puts the quantised forms into `graph`."""
+        raise NotImplementedError
+
+
+class Int8Static(Static):
+    """8-bit weights and activations, calibrated.
+
+    `embeddings`: store large embedding tables in 8 bits too, one scale for each row. For TensorRT activations are
+    symmetric, and tables stay as they are: it reads no others.
+    """
+
+    precision: ClassVar[str] = "int8"
+    targets: ClassVar[tuple[str, ...]] = ("cpu", "tensorrt")
+
+    type: Literal["int8-static"] = "int8-static"
+    runtime: Literal["onnxruntime", "openvino", "tensorrt"] = "onnxruntime"
+    embeddings: bool = True
+
+    @property
+    def quantises_tables(self) -> bool:
+        return self.embeddings and self.runtime != "tensorrt"
+
+    def writer(self, graph: ir.Model) -> QdqWriter:
+        if self.runtime == "tensorrt":
+            return SymmetricQdqWriter(graph)
+        return QdqWriter(graph, "int8" if self.runtime == "openvino" else "uint8")
 
     @property
     def arithmetic(self) -> Literal["fp32", "bf16"]:
@@ -74,15 +106,16 @@ class Int8Static(VariantConfig):
 
 
 @build.register
-def _(config: Int8Static, model: Artifact, out: Path, progress: Progress, statistics: Statistics | None) -> Artifact:
-    """Raises `StageError` if the model has no operator that this variant quantises, or is older than opset 13."""
+def _(config: Static, model: Artifact, out: Path, progress: Progress, statistics: Statistics | None) -> Artifact:
+    """Raises `StageError` if the model has no operator that this variant quantises, or an opset that is too old."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     assert statistics is not None
     graph = read_graph(model)
-    if opset(graph) < _FIRST_OPSET:
+    first = _FIRST_OPSET if config.runtime != "tensorrt" else _FIRST_OPSET_TENSORRT
+    if opset(graph) < first:
         raise StageError(
-            f"{config.name} needs operators of ONNX opset {_FIRST_OPSET}; the model has opset {opset(graph)}: "
+            f"{config.name} needs operators of ONNX opset {first}; the model has opset {opset(graph)}: "
             "convert it with `onnx.version_converter` first"
         )
     bytes_before = weight_bytes(graph)
@@ -98,24 +131,27 @@ def _(config: Int8Static, model: Artifact, out: Path, progress: Progress, statis
     rewriter = _Rewriter(graph, config, statistics)
     rewriter.convolutions([operator for operator in chosen if operator.kind == "convolution"])
     rewriter.products([operator for operator in chosen if operator.kind == "product"])
-    if config.embeddings:
+    if config.quantises_tables:
         rows = IntegerOperators(graph, per_channel=True, reduce_range=False)
         for operator in chosen:
             if operator.kind == "embedding":
                 rows.embedding(operator.node)
     RemoveUnusedNodesPass()(graph)
     graph.graph.sort()
+    if config.runtime == "tensorrt" and config.rest == "fp16":
+        signature = Model.of(model).signature
+        graph = half_between(graph, signature, progress, large_values(read_graph(model), signature))
     variant = write_variant(graph, model, out, config, bytes_before)
     _ensure_promised(Model.of(variant).operators, Counter(operator.kind for operator in chosen))
     return variant
 
 
 class _Rewriter:
-    def __init__(self, graph: ir.Model, config: Int8Static, statistics: Statistics) -> None:
+    def __init__(self, graph: ir.Model, config: Static, statistics: Statistics) -> None:
         self._graph = graph.graph
         self._config = config
         self._statistics = statistics
-        self._writer = QdqWriter(graph, "int8" if config.runtime == "openvino" else "uint8")
+        self._writer = config.writer(graph)
         self._ranges: dict[ir.Value, tuple[float, float]] = {}
 
     def products(self, chosen: list[Operator]) -> None:
@@ -142,7 +178,7 @@ class _Rewriter:
             node.replace_input_with(0, quantised)
             node.replace_input_with(1, restored)
             if self._config.bias_correction:
-                error = (rows @ scaled - quantise_linear(rows, low, high) @ rounded).mean(axis=0)
+                error = (rows @ scaled - self._writer.rounded(rows, low, high) @ rounded).mean(axis=0)
                 self._correct_bias(node, error)
 
     def convolutions(self, chosen: list[Operator]) -> None:
@@ -208,7 +244,8 @@ class _Rewriter:
         if origin in self._ranges:
             return value, self._ranges[origin]
         config = self._config
-        ends = activation_range(statistics, config.observer, divisor=divisor, percentile=config.percentile)
+        found = activation_range(statistics, config.observer, divisor=divisor, percentile=config.percentile)
+        ends = self._writer.ends(*found)
         quantised = self._writer.activation(value, *ends)
         self._ranges[quantised] = ends
         return quantised, ends
@@ -260,6 +297,6 @@ def _ensure_promised(found: Mapping[str, int], promised: Mapping[str, int]) -> N
     quantised = promised.get("product", 0) + promised.get("convolution", 0)
     if found.get("DequantizeLinear", 0) < quantised + 1 or not found.get("QuantizeLinear"):
         raise StageError(
-            f"the INT8 graph has {found.get('DequantizeLinear', 0)} DequantizeLinear and "
+            f"the quantised graph has {found.get('DequantizeLinear', 0)} DequantizeLinear and "
             f"{found.get('QuantizeLinear', 0)} QuantizeLinear, too few for {quantised} quantised operators"
         )

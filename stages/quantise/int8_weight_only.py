@@ -33,6 +33,7 @@ class Int8WeightOnly(WeightOnly):
     precision: ClassVar[str] = "int8"
 
     type: Literal["int8-weight-only"] = "int8-weight-only"
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
     block_size: Literal[16, 32, 64, 128] = 64
 
 

@@ -1,12 +1,14 @@
 """What every variant of a graph has in common: its config, the function that its handler extends, and what it must
 hold to.
 
-Every variant is made as an ONNX graph. For OpenVINO that graph is then turned into its IR.
+Every variant is made as an ONNX graph. For OpenVINO that graph is then turned into its IR; for TensorRT it is compiled
+by a stage of its own (`stages.compile`), and is for ONNX Runtime until then.
 """
 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NonFiniteError", "Runtime", "VariantConfig", "build", "write_variant"]
 
-Runtime = Literal["onnxruntime", "openvino"]
+Runtime = Literal["onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt"]
 
 
 class VariantConfig(Variant):
@@ -60,7 +62,7 @@ class VariantConfig(Variant):
     @property
     def takes_fused_graph(self) -> bool:
         """Whether it can be made from a graph with ONNX Runtime's fused operators."""
-        return self.runtime == "onnxruntime" and not self.needs_data
+        return self.runtime in ("onnxruntime", "onnxruntime-cuda") and not self.needs_data
 
 
 class NonFiniteError(StageError):
@@ -93,6 +95,7 @@ def write_variant(graph: ir.Model, model: Artifact, out: Path, config: VariantCo
         raise StageError(
             f"{config.name} made the weights no smaller: {bytes_after:,} bytes, and {bytes_before:,} before it"
         )
+    on_gpu = config.runtime == "onnxruntime-cuda"
     batches = trial_batches(graph, about.signature)
     _forget(graph)
     if config.runtime == "openvino":
@@ -101,6 +104,7 @@ def write_variant(graph: ir.Model, model: Artifact, out: Path, config: VariantCo
         variant = write_model(
             graph,
             out,
+            runtime="onnxruntime-cuda" if on_gpu else "onnxruntime",
             signature=about.signature,
             task=about.task,
             precision=config.precision,
@@ -109,7 +113,9 @@ def write_variant(graph: ir.Model, model: Artifact, out: Path, config: VariantCo
             assets=model.path / ASSETS,
             made_from={"model": model},
         )
-    answers = trial_answers(variant, batches)
+    # A graph for a GPU may be made on a machine without one; ONNX Runtime's CPU provider reads it as well.
+    tried = replace(variant, metadata={**variant.metadata, "runtime": "onnxruntime"}) if on_gpu else variant
+    answers = trial_answers(tried, batches)
     if any(_troubled(answer) for answer in answers):
         # Trouble is the variant's own only where the model itself has none: only then is the model opened as well.
         for answer, expected in zip(answers, trial_answers(model, batches), strict=True):

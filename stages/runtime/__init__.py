@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
@@ -17,9 +18,11 @@ from model_repository.signature import Signature
 from stages.artifact import Artifact
 from stages.model import Model
 
-__all__ = ["RUNTIMES", "Arrays", "RuntimeName", "RuntimeOptions", "Session", "open_session", "runtime_of"]
+__all__ = [
+    "DEVICE_TIMES", "RUNTIMES", "Arrays", "RuntimeName", "RuntimeOptions", "Session", "open_session", "runtime_of",
+]  # fmt: skip
 
-RuntimeName = Literal["onnxruntime", "openvino", "pytorch", "triton"]
+RuntimeName = Literal["onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "pytorch", "triton"]
 
 Arrays = Mapping[str, NDArray[Any]]
 """Named arrays, the first axis of each the batch."""
@@ -40,10 +43,18 @@ class RuntimeOptions(BaseModel):
     spinning: bool = True
     address: str = ""
     """For a server: `http://host:port` or `grpc://host:port`."""
+    tf32: bool = True
+    """For ONNX Runtime on CUDA: whether FP32 products may round their inputs to TF32, as its default is."""
+    tensorrt_cache: Path | None = None
+    """For ONNX Runtime on CUDA: give what it can to its TensorRT provider, which keeps engines and timings here."""
 
 
 class Session(Protocol):
-    """An opened model. Calling it runs one batch; `close` (or leaving the `with`) frees it."""
+    """An opened model. Calling it runs one batch; `close` (or leaving the `with`) frees it.
+
+    A session on a GPU has `device_ms` too: of its last call, the milliseconds of the transfer to the device, of the
+    computing, and of the transfer back, by the device's own events (`DEVICE_TIMES`).
+    """
 
     @property
     def signature(self) -> Signature: ...
@@ -62,9 +73,14 @@ class Session(Protocol):
     ) -> None: ...
 
 
+DEVICE_TIMES = ("host_to_device_ms", "compute_ms", "device_to_host_ms")
+"""What a session on a GPU says of its last call in `device_ms`, in this order."""
+
 RUNTIMES: dict[str, str] = {
     "onnxruntime": "stages.runtime.onnxruntime",
     "openvino": "stages.runtime.openvino",
+    "onnxruntime-cuda": "stages.runtime.onnxruntime_cuda",
+    "tensorrt": "stages.runtime.tensorrt",
     "pytorch": "stages.runtime.pytorch",
     "triton": "stages.runtime.triton",
 }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, Self
 
 from numpy.typing import NDArray
 
@@ -16,7 +17,13 @@ from stages.model import Model
 from stages.runtime import Arrays, RuntimeOptions
 from stages.runtime.batch import mismatch, numpy_dtype
 
-__all__ = ["OnnxRuntimeSession", "open_session", "signature_of"]
+__all__ = ["OnnxRuntimeSession", "faults", "open_session", "signature_of"]
+
+Level = Literal["none", "all"]
+"""How far ONNX Runtime optimises a graph when it opens it."""
+
+_LEVELS: Mapping[Level, str] = {"none": "ORT_DISABLE_ALL", "all": "ORT_ENABLE_ALL"}
+_OUTPUT_DTYPE_OPSET = 21
 
 _DTYPES: dict[str, DType] = {
     "tensor(bool)": "bool",
@@ -39,7 +46,22 @@ _DTYPES: dict[str, DType] = {
 def open_session(artifact: Artifact, options: RuntimeOptions) -> OnnxRuntimeSession:
     """Open a model artifact. Raises `InputError` if ONNX Runtime cannot load its graph."""
     model = Model.of(artifact)
-    return OnnxRuntimeSession(model.path(artifact), options.threads, model.signature, spinning=options.spinning)
+    # ONNX Runtime (1.31) takes FP8 between Q and DQ for integers while it optimises: it refuses some graphs, and
+    # answers wrongly to others without a word. Where it turns int8 activations into uint8, it forgets that
+    # QuantizeLinear names its dtype since opset 21.
+    as_written = model.precision == "fp8"
+    level: Level = "none" if as_written else "all"
+    entries = {"session.disable_quant_qdq": "1"} if as_written else {}
+    if model.opset >= _OUTPUT_DTYPE_OPSET:
+        entries["session.qdqisint8allowed"] = "1"
+    return OnnxRuntimeSession(
+        model.path(artifact),
+        options.threads,
+        model.signature,
+        spinning=options.spinning,
+        level=level,
+        entries=entries,
+    )
 
 
 def signature_of(path: Path) -> Signature:
@@ -48,21 +70,32 @@ def signature_of(path: Path) -> Signature:
     A dynamic axis has its name in the graph; one without a name is called `batch` if it is the first axis and
     `<tensor>_<axis>` otherwise. Raises `InputError` if ONNX Runtime cannot load the file.
     """
-    session = _inference_session(path, threads=1, optimise=False)
+    session = _inference_session(path, threads=1, level="none")
     return _signature(session)
 
 
 class OnnxRuntimeSession:
-    """A graph opened by ONNX Runtime's CPU provider: all graph optimisations, one operator at a time.
+    """A graph opened by ONNX Runtime's CPU provider: all graph optimisations unless `level` says less, one operator at
+    a time.
+
+    `entries`: of the session's configuration, by ONNX Runtime's keys.
 
     `session(batch)` checks the names and dtypes of the batch and raises `InputError` where they are not the
     signature's; `session.run(batch)` is the same call unchecked.
     """
 
     def __init__(
-        self, path: Path, threads: int = 0, signature: Signature | None = None, *, spinning: bool = True
+        self,
+        path: Path,
+        threads: int = 0,
+        signature: Signature | None = None,
+        *,
+        spinning: bool = True,
+        level: Level = "all",
+        entries: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._session: Any = _inference_session(path, threads or len(os.sched_getaffinity(0)), spinning=spinning)
+        cores = threads or len(os.sched_getaffinity(0))
+        self._session: Any = _inference_session(path, cores, spinning=spinning, level=level, entries=entries)
         self._signature = signature or _signature(self._session)
         self._dtypes = {tensor.name: numpy_dtype(tensor.dtype) for tensor in self._signature.inputs}
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -84,7 +117,7 @@ class OnnxRuntimeSession:
             raise StageError("the session was closed")
         try:
             answers = self._session.run(self._outputs, batch)
-        except _faults() as error:
+        except faults() as error:
             shapes = {name: array.shape for name, array in batch.items()}
             raise StageError(f"ONNX Runtime failed on a batch of shapes {shapes}: {error}") from error
         return dict(zip(self._outputs, answers, strict=True))
@@ -101,28 +134,36 @@ class OnnxRuntimeSession:
         self.close()
 
 
-def _inference_session(path: Path, threads: int, *, optimise: bool = True, spinning: bool = True) -> Any:
+def _inference_session(
+    path: Path,
+    threads: int,
+    *,
+    level: Level = "all",
+    spinning: bool = True,
+    entries: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise RequirementError("onnxruntime is not installed: `pip install onnxruntime`") from error
+        raise RequirementError("onnxruntime is not installed: `pip install 'optimize-pipeline[cpu]'`") from error
     if not path.is_file():
         raise InputError(f"{path} is missing")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    level = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[level])
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except _faults() as error:
+    except faults() as error:
         raise InputError(f"ONNX Runtime cannot load {path}: {error}") from error
 
 
-def _faults() -> tuple[type[Exception], ...]:
+def faults() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises: a class a status code, with no class in common, and plain run-time errors."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 

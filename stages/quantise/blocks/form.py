@@ -16,11 +16,13 @@ __all__ = ["BlockFormat", "BlockMatrix", "in_blocks"]
 @dataclass(frozen=True)
 class BlockFormat:
     """`bits`: of one weight. `block_size`: how many inputs of an output share a scale and a zero point.
-    `symmetric`: all zero points are in the middle, and none are stored."""
+    `symmetric`: all zero points are in the middle, and none are stored. `positive`: no scale of a symmetric block is
+    below 0, which takes half a step of its range."""
 
     bits: Literal[4, 8] = 4
     block_size: int = 32
     symmetric: bool = False
+    positive: bool = False
 
     @property
     def largest(self) -> int:

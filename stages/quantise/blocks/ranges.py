@@ -35,7 +35,10 @@ def full_range(
     """
     low, high = np.minimum(blocks.min(axis=1), 0), np.maximum(blocks.max(axis=1), 0)
     if format.symmetric:
-        scales = np.where(-low >= high, low, high) * np.float32(shrink / -format.middle)
+        if format.positive:
+            scales = np.maximum(low / -format.middle, high / (format.middle - 1)) * np.float32(shrink)
+        else:
+            scales = np.where(-low >= high, low, high) * np.float32(shrink / -format.middle)
         return np.where(scales == 0, np.float32(1), scales), np.full_like(scales, format.middle)
     scales = (high - low) * np.float32(shrink / format.largest)
     scales = np.where(scales == 0, np.float32(1), scales)
