@@ -6,11 +6,8 @@ import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from model_repository import Published, Repository
 from model_repository.errors import RepositoryError, ServerError
-from model_repository.tensorrt_versions import ensure_loads, record_server
 from pipeline.account import account
 from pipeline.fallback import Search, can_fall_back, fall_back, tell
 from pipeline.figures import seconds_text
@@ -18,10 +15,11 @@ from pipeline.flow import Flow, flow_of, resolve
 from pipeline.front import front
 from pipeline.outcome import Outcome, judge_variants
 from pipeline.plan import Choice, Step
+from pipeline.publish import make_images_of, publish
 from pipeline.recipe import DataRecipe, Recipe
 from pipeline.records import Recorder
 from pipeline.report import write_report
-from pipeline.result import Release, RunResult, Status
+from pipeline.result import RunResult, Status
 from pipeline.runner import Failure, Runner
 from pipeline.screen import QUIET, Screen
 from pipeline.search import survey
@@ -243,7 +241,6 @@ class _Job:
                 self.runner.give("calibration-data", self._data("calibration-data", self.recipe.calibration))
             else:
                 self.warnings.append("no variant of this run learns from calibration data; they were not read")
-
         if self.recipe.suite is not None:
             self.runner.give("suite-data", locate_suite(self.recipe.suite.path))
 
@@ -258,60 +255,16 @@ class _Job:
     def _publish(self, winner: str) -> RunResult:
         result = self._result("published", 0, "")
 
-        def provenance() -> dict[str, Any]:
-            # The record comes before the release, so that the release can name the run that holds its evidence.
+        def record() -> None:
             if self.recorder is not None:
                 result.mlflow = self.recorder.deliver(result, running=True)
-            return self._provenance(result, winner)
 
-        repository = Repository(self.recipe.repository)
-        package = self.runner.artifacts["package"]
-        self._ensure_served(repository, package)
-        package.verify()  # the server may have answered from it long ago; what is published is what it had then
-        published = repository.publish(self.name, package.path, provenance)
-        verification = self.runner.artifacts.get("verify")
-        result.release = _release(repository, published, winner, verification is not None)
-        where = f"{self.name} version {published.version} ({winner}) in {self.recipe.repository}"
-        result.message = f"published {where}" if published.new else f"nothing to do: {where} is this very release"
-        if winner == self.flow.baseline and len(result.variants) > 1:
-            passed = [row.name for row in result.variants if row.verdict == "pass" and not row.baseline]
-            why = f"{', '.join(passed)} passed, but none is known to be better" if passed else "no other variant passed"
-            result.warnings.append(f"the baseline was published: {why}")
-        if verification is None:
-            result.warnings.append("no server has loaded this release (--no-verify)")
-        elif shift := max((verification.metadata.get("arithmetic_shift") or {}).values(), default=0.0):
-            result.warnings.append(
-                f"Triton's OpenVINO backend computes in BF16 on a processor like this one, and {winner} was measured "
-                f"in FP32: its answers differ by {shift:.2g} of the largest magnitude"
-            )
-        return self._finish(result)
-
-    def _ensure_served(self, repository: Repository, package: Artifact) -> None:
-        """An engine goes into no repository whose server could not load it."""
-        if self.recipe.serving.server is not None:
-            record_server(repository.path, self.recipe.serving.server)
-        if engine := package.metadata.get("engine"):
-            ensure_loads(repository.path, engine)
-
-    def _provenance(self, result: RunResult, winner: str) -> dict[str, Any]:
-        """What is kept beside a release: where it comes from, how it was made, and what was measured."""
         variants = [*self.flow.variants(self.recipe), *self._found()]
         variant = next(variant for variant in variants if variant.name == winner)
-        verification = self.runner.artifacts.get("verify")
-        return {
-            "source": {"reference": self.recipe.model, "digest": result.source_digest},
-            "variant": variant.model_dump(mode="json"),
-            "engine": self.runner.artifacts["package"].metadata.get("engine"),
-            "measured": next(row for row in result.variants if row.name == winner).model_dump(mode="json"),
-            "evidence": result.evidence,
-            "data": [figures.model_dump(mode="json") for figures in result.data],
-            "verification": None if verification is None else dict(verification.metadata),
-            "recipe": self.recipe.model_dump(mode="json", serialize_as_any=True),
-            "job_id": result.job_id,
-            "mlflow": None if result.mlflow is None else result.mlflow.model_dump(mode="json"),
-            "libraries": result.libraries,
-            "host": result.host,
-        }
+        publish(self.recipe, self.runner, self.name, variant, result, record)
+        if self.recipe.image is not None:
+            make_images_of(self.recipe.image, result, lambda text: self.screen.say(f"  {text}"))
+        return self._finish(result)
 
     def _failed(self, error: Exception) -> RunResult:
         return self._finish(self._result("failed", 5 if isinstance(error, RequirementError) else 4, str(error)))
@@ -353,15 +306,3 @@ def _put(artifact: Artifact, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     for name in artifact.files:
         link(artifact.path / name, folder / name)
-
-
-def _release(repository: Repository, published: Published, winner: str, verified: bool) -> Release:
-    return Release(
-        repository=str(repository.path),
-        model=published.model,
-        version=published.version,
-        variant=winner,
-        digest=published.digest,
-        verified=verified,
-        new=published.new,
-    )

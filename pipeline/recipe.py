@@ -30,7 +30,7 @@ from stages.target import USUAL_VARIANTS, Target, for_target
 from stages.variant import Variant
 from stages.variants import parse_variant
 
-__all__ = ["DataRecipe", "GateRecipe", "ProfileRecipe", "Recipe", "ServingRecipe", "SuiteRecipe"]
+__all__ = ["DataRecipe", "GateRecipe", "ImageRecipe", "ProfileRecipe", "Recipe", "ServingRecipe", "SuiteRecipe"]
 
 
 class _Part(BaseModel):
@@ -113,6 +113,26 @@ class ServingRecipe(_Part):
     engine: EngineOptions = Field(EngineOptions(), description="language models: what vLLM's engine is told")
 
 
+class ImageRecipe(_Part):
+    """Container images of the release. Written as a plain place, it means `{to: …}`."""
+
+    to: str = Field(description="oci:DIR[:name], or registry/name[:tag]")
+    kind: Literal["model", "serving", "both"] = Field("model", description="the model alone, or with a Triton server")
+    base: str | None = Field(None, description="of a serving image: local, or an image; default: NVIDIA's Triton")
+    model_base: str = Field("busybox", description="of a model image: busybox, scratch, or an image")
+    platform: str = "linux/amd64"
+    modelpack: bool = Field(False, description="a CNCF ModelPack manifest too")
+    mount_from: tuple[str, ...] = Field((), description="other repositories of the registry that may have the layers")
+    sign_key: str | None = Field(None, description="private key (PEM) to sign with")
+    evidence: bool = Field(True, description="attach a bill of materials and the provenance")
+    plain_http: bool = Field(False, description="for a registry without TLS")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_place(cls, value: Any) -> Any:
+        return {"to": value} if isinstance(value, str) else value
+
+
 class Recipe(_Part):
     """Everything that `optimize run` needs to know. Only `model` must be given."""
 
@@ -142,6 +162,7 @@ class Recipe(_Part):
     serving: ServingRecipe = ServingRecipe()
     tensorrt: TensorRtOptions = Field(TensorRtOptions(), description="how engines are built, for the target tensorrt")
     verify: bool = True
+    image: ImageRecipe | None = Field(None, description="container images that are made of what is published")
     repository: str = "model_repository_out"
     tracking_uri: str | None = None
     allow_pickle: bool = False
@@ -218,6 +239,7 @@ _PATHS = (
     *(("model",), ("repository",)),
     *((data, "path") for data in ("evaluation", "calibration", "suite")),
     ("serving", "vllm"),
+    ("image", "sign_key"),
 )
 """Where in a recipe paths stand."""
 

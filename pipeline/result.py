@@ -10,8 +10,8 @@ from pipeline.searched import CandidateResult
 from stages.language.checkpoint import Quantisation
 
 __all__ = [
-    "BatchFigures", "DataFigures", "FallbackResult", "FallbackTrial", "GenerationFigures", "GroupEffect", "Interval",
-    "KeptGroup", "Latency", "MetricFigures", "MlflowLink", "Ratio", "Release", "RunResult",
+    "BatchFigures", "DataFigures", "FallbackResult", "FallbackTrial", "GenerationFigures", "GroupEffect", "ImageResult",
+    "Interval",    "KeptGroup", "Latency", "MetricFigures", "MlflowLink", "Ratio", "Release", "RunResult",
     "StageFigures", "Status", "TaskFigures", "VariantResult", "Verdict",
 ]  # fmt: skip
 
@@ -238,6 +238,18 @@ class Release(_Document):
     new: bool = True
 
 
+class ImageResult(_Document):
+    """A container image of the release. `reference` names it by digest: what to deploy."""
+
+    kind: Literal["model", "serving"]
+    reference: str
+    tag: str
+    digest: str
+    platform: str
+    size_bytes: int
+    sent_bytes: int
+
+
 class MlflowLink(_Document):
     """Where the run is recorded. `run_id` is null while the record waits in the spool."""
 
@@ -272,6 +284,8 @@ class RunResult(_Document):
     chosen: str | None = None
     """The variant that was selected; known before it is published."""
     release: Release | None = None
+    images: list[ImageResult] = []
+    """Where the recipe asks for images, those that were made of the release."""
     variants: list[VariantResult] = []
     front: list[str] = []
     """The Pareto front: the variants that passed and that no other one that passed beats in speed, size and nearness to

@@ -56,6 +56,7 @@ serving:
   max_batch_size: 32
   max_queue_delay: 500us
 repository: model_repository_out
+# image: registry.example/{name}   # a container image of what is published
 # tracking_uri: http://mlflow.example:5000
 """
 
@@ -105,6 +106,7 @@ serving:
     # max_model_len: 8192
     # tensor_parallel_size: 1
 repository: model_repository_out
+# image: registry.example/{name}   # a container image of what is published
 # tracking_uri: http://mlflow.example:5000
 """
 
