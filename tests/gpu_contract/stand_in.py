@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import enum
 import json
+import os
+import signal
 import types
 from typing import Any
 
@@ -22,6 +24,7 @@ class Recorded:
         self.accepts_cache = True
         self.layers: list[dict[str, Any]] = [_layer("Half")]
         self.steps = 3
+        self.interrupted_at: int | None = None
         self.stopped_at: int | None = None
         self.deserialises = True
 
@@ -139,6 +142,8 @@ def tensorrt(recorded: Recorded, version: str = "10.13.3.9") -> Any:
             monitor = config.progress_monitor
             monitor.phase_start("Building", None, recorded.steps)
             for step in range(recorded.steps):
+                if step == recorded.interrupted_at:  # somebody presses Ctrl-C
+                    os.kill(os.getpid(), signal.SIGINT)
                 if not monitor.step_complete("Building", step):
                     recorded.stopped_at = step
                     return None
