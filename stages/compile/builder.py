@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,12 +154,23 @@ def _monitor(tensorrt: Any, progress: Progress, stop: threading.Event) -> Any:
     return Monitor()
 
 
-def _interruptible(build: Any, stop: threading.Event) -> Any:
-    """Build in another thread: this one stays where Ctrl-C can reach it, and passes the wish to stop on."""
-    with ThreadPoolExecutor(1) as thread:
-        built = thread.submit(build)
+def _interruptible(build: Callable[[], Any], stop: threading.Event) -> Any:
+    """Build in another thread: this one stays where Ctrl-C can reach it, passes the wish to stop on, and waits for it
+    to be heard."""
+    built: Future[Any] = Future()
+
+    def work() -> None:
         try:
-            return built.result()
-        except BaseException:
-            stop.set()
-            raise
+            built.set_result(build())
+        except BaseException as error:  # noqa: BLE001 - handed on to who waits
+            built.set_exception(error)
+
+    thread = threading.Thread(target=work, name="tensorrt-build")
+    try:
+        thread.start()
+        return built.result()
+    except BaseException:
+        stop.set()
+        if thread.is_alive():
+            thread.join()
+        raise
