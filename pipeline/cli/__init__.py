@@ -25,6 +25,8 @@ _COMMANDS = {
     "records": "pipeline.cli.records:records",
     "doctor": "pipeline.cli.doctor:doctor",
     "image": "pipeline.cli.image:image",
+    "deploy": "pipeline.cli.deploy:deploy",
+    "rollout": "pipeline.cli.rollout:rollout",
     "watch": "pipeline.cli.watch:watch",
     "webhook": "pipeline.cli.webhook:webhook",
 }
@@ -61,8 +63,8 @@ class _LazyGroup(click.Group):
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=(
-        "Exit codes: 0 done, 2 bad command line, recipe or input, 3 no variant passed its gates, 4 a stage failed, "
-        "5 something required is missing here, 1 a bug, 130 interrupted."
+        "Exit codes: 0 done, 2 bad command line, recipe or input, 3 no variant passed its gates (or a "
+        "candidate was rolled back), 4 a stage failed, 5 something required is missing here, 1 a bug, 130 interrupted."
     ),
 )
 @click.version_option(package_name="optimize-pipeline", prog_name="optimize")

@@ -1,0 +1,1 @@
+"""From a release to manifests: Compose with a front door, Kubernetes, KServe, Argo Rollouts, Traefik."""
