@@ -28,7 +28,8 @@ def servable(model: str, tree: Path) -> ModelConfig:
         raise RepositoryError(f"{tree}: {error}") from error
     if config.name not in ("", model):
         raise RepositoryError(f"{tree / CONFIG} is for the model {config.name!r}; it cannot be published as {model!r}")
-    for name in (config.default_model_filename or MODEL_FILES.get(config.backend, ""), *label_files(config)):
+    plans = config.cc_model_filenames.values()
+    for name in (config.default_model_filename or MODEL_FILES.get(config.backend, ""), *plans, *label_files(config)):
         if name and not (tree / name).exists():
             raise RepositoryError(f"{tree} has no {name}, which its {CONFIG} needs")
     for warmup in config.model_warmup:

@@ -7,6 +7,7 @@ machine (which GPUs there are) is left to the server, and so are the schedulers 
 
 from __future__ import annotations
 
+import re
 from math import prod
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 __all__ = ["validate"]
+
+_CAPABILITY = re.compile(r"[1-9][0-9]*\.[0-9]")
 
 
 def validate(config: ModelConfig) -> None:
@@ -36,6 +39,7 @@ def validate(config: ModelConfig) -> None:
             raise _refusal("output.label_filename", f"{output.label_filename!r} lies outside the model's directory")
     _dynamic_batching(config)
     _instance_groups(config)
+    _engines(config)
     _warm_up(config)
     _version_policy(config)
     if config.response_cache.enable:
@@ -128,6 +132,16 @@ def _instance_groups(config: ModelConfig) -> None:
             raise _refusal("instance_group.profile", "is for the TensorRT backend only")
         if not all(index.isdecimal() for index in group.profile):
             raise _refusal("instance_group.profile", f"{list(group.profile)} are not all numbers of profiles")
+
+
+def _engines(config: ModelConfig) -> None:
+    """Triton looks for the very text of a GPU's compute capability, `9.0`, and loads another file without it."""
+    for capability, file in config.cc_model_filenames.items():
+        field = f"cc_model_filenames[{capability!r}]"
+        if not _CAPABILITY.fullmatch(capability):
+            raise _refusal(field, 'is no compute capability; one is written like "8.9"')
+        if not file or PurePosixPath(file).name != file:
+            raise _refusal(field, f"{file!r} is no name of a file in the version's directory")
 
 
 def _warm_up(config: ModelConfig) -> None:

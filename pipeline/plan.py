@@ -13,6 +13,7 @@ from pipeline.recipe import DataRecipe, Recipe
 from stages.calibrate import CALIBRATE, CalibrateOptions
 from stages.check import CHECK, CheckOptions
 from stages.compile import AxisRange, CompileOptions
+from stages.compile.elsewhere import engine_files
 from stages.compile.stage import BUILD_KIT, COMPILE
 from stages.convert import CONVERT, ConvertOptions
 from stages.fuse import FUSE, FuseOptions
@@ -22,6 +23,7 @@ from stages.prepare import PREPARE, PrepareOptions
 from stages.profile import PROFILE, ProfileOptions
 from stages.quantise.fp32 import Fp32
 from stages.quantise.variant import Runtime
+from stages.runtime.provider import CudaOptions
 from stages.sensitivity import SENSITIVITY, SensitivityOptions
 from stages.stage import Stage
 from stages.target import TARGET_RUNTIMES, lacking
@@ -115,8 +117,10 @@ def groundwork(recipe: Recipe) -> list[Step | Choice]:
 def judging_plan(recipe: Recipe) -> list[Step | Choice]:
     """From the groundwork to a profile and checks of every variant.
 
-    All forms of all variants are measured together, once; which graph a variant takes is read from that.
+    All forms of all variants are measured together, once; which graph a variant takes is read from that. Raises
+    `InputError` if an engine that is to be published with the result is missing.
     """
+    engine_files(recipe.tensorrt.engines)  # told now rather than when everything else is built
     variants = variants_of(recipe)
     plan: list[Step | Choice] = []
     choices = []
@@ -213,9 +217,22 @@ def _kit_step(recipe: Recipe, variant: VariantConfig) -> Step:
 
 
 def _compile_options(recipe: Recipe) -> CompileOptions:
+    return CompileOptions(**recipe.tensorrt.model_dump(exclude={"engines"}), batch=_batch(recipe))
+
+
+def _cuda_options(recipe: Recipe) -> CudaOptions:
+    """The recipe's, with the batch sizes that will occur; nothing of it is said where the target has no such provider,
+    so that the keys of steps for other targets do not depend on it."""
+    if recipe.target != "cuda":
+        return CudaOptions()
+    batch = {"batch": _batch(recipe)} if recipe.cuda.profile else {}
+    return CudaOptions(**recipe.cuda.model_dump(exclude_unset=True), **batch)
+
+
+def _batch(recipe: Recipe) -> AxisRange:
     most = max(recipe.serving.max_batch_size, *recipe.profile.batch_sizes)
     usual = recipe.profile.batch_sizes[0] if recipe.objective == "latency" else max(recipe.profile.batch_sizes)
-    return CompileOptions(**recipe.tensorrt.model_dump(), batch=AxisRange(min=1, opt=usual, max=most))
+    return AxisRange(min=1, opt=usual, max=most)
 
 
 def _shapes_from(recipe: Recipe) -> str:
@@ -241,6 +258,7 @@ def profile_step(recipe: Recipe, forms: Mapping[str, str]) -> Step:
         batch_sizes=recipe.profile.batch_sizes,
         budget_s=recipe.profile.budget,
         threads=recipe.profile.threads,
+        cuda=_cuda_options(recipe),
         **({"min_calls": CALLS_FOR_P99} if needs_p99 else {}),
     )
     optional = frozenset(forms.values()) - {forms[BASELINE]}
@@ -274,6 +292,7 @@ def check_step(
         metric=recipe.evaluation.metric if recipe.evaluation else None,
         threads=recipe.profile.threads,
         runtime="onnxruntime" if lacks else None,
+        cuda=_cuda_options(recipe),
     )
     # Without the baseline there is nothing to compare with: its failure is the run's.
     return Step(
@@ -304,6 +323,8 @@ def release_plan(
         max_queue_delay_us=round(recipe.serving.max_queue_delay * 1e6),
         threads=recipe.serving.threads,
         typical_length=typical_length,
+        cuda=_cuda_options(recipe),
+        engines=engine_files(recipe.tensorrt.engines) if runtime == "tensorrt" else {},
     )
     steps = [Step("package", PACKAGE, package, {"model": winner}, libraries=libraries)]
     if recipe.verify:

@@ -108,6 +108,7 @@ def _provenance(recipe: Recipe, runner: Runner, variant: Variant, result: RunRes
         "source": {"reference": recipe.model, "digest": result.source_digest},
         "variant": variant.model_dump(mode="json"),
         "engine": runner.artifacts["package"].metadata.get("engine"),
+        "engines": runner.artifacts["package"].metadata.get("engines"),
         "measured": next(row for row in result.variants if row.name == variant.name).model_dump(mode="json"),
         "evidence": result.evidence,
         "data": [figures.model_dump(mode="json") for figures in result.data],

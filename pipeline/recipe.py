@@ -22,10 +22,11 @@ from pydantic.fields import FieldInfo
 
 from model_repository.layout import NAME
 from pipeline.units import Bytes, Fraction, Milliseconds, Seconds
-from stages.compile import TensorRtOptions
+from stages.compile import TensorRtRecipe
 from stages.errors import InputError
 from stages.language.release import EngineOptions
 from stages.model import Task
+from stages.runtime.provider import CudaProvider
 from stages.target import USUAL_VARIANTS, Target, for_target
 from stages.variant import Variant
 from stages.variants import parse_variant
@@ -160,7 +161,8 @@ class Recipe(_Part):
     objective: Literal["latency", "throughput", "size"] = "latency"
     profile: ProfileRecipe = ProfileRecipe()
     serving: ServingRecipe = ServingRecipe()
-    tensorrt: TensorRtOptions = Field(TensorRtOptions(), description="how engines are built, for the target tensorrt")
+    cuda: CudaProvider = Field(CudaProvider(), description="how ONNX Runtime uses a GPU, for the target cuda")
+    tensorrt: TensorRtRecipe = Field(TensorRtRecipe(), description="how engines are built, for the target tensorrt")
     verify: bool = True
     image: ImageRecipe | None = Field(None, description="container images that are made of what is published")
     repository: str = "model_repository_out"
@@ -232,6 +234,7 @@ class Recipe(_Part):
         for keys in _PATHS:
             _resolve(values, keys, folder)
         _resolve_adapters(values, folder)
+        _resolve_engines(values, folder)
         return cls.parse(merge(values, overrides or {}), str(path))
 
 
@@ -288,6 +291,14 @@ def _resolve_adapters(values: dict[str, Any], folder: Path) -> None:
     for adapter in adapters if isinstance(adapters, list) else []:
         if isinstance(adapter, dict) and isinstance(adapter.get("path"), str):
             adapter["path"] = str(folder / adapter["path"])
+
+
+def _resolve_engines(values: dict[str, Any], folder: Path) -> None:
+    """The same for engines that were built elsewhere."""
+    owner: Any = values.get("tensorrt")
+    engines = owner.get("engines") if isinstance(owner, dict) else None
+    if isinstance(engines, dict):
+        owner["engines"] = {key: str(folder / file) if isinstance(file, str) else file for key, file in engines.items()}
 
 
 def _explain(problem: Any, where: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,10 +15,12 @@ from model_repository.config_gpu import GpuOptions
 from model_repository.layout import CONFIG, LABELS, NAME, PROVENANCE
 from model_repository.signature import Signature, TensorSpec
 from stages.artifact import MANIFEST, Artifact, link
+from stages.compile.elsewhere import EngineFile, add_engines, plan_name
 from stages.errors import InputError, StageError
-from stages.model import ASSETS, Model
+from stages.model import ASSETS, Engine, Model
 from stages.progress import SILENT, Progress
 from stages.runtime import onnxruntime, openvino, tensorrt
+from stages.runtime.provider import CudaOptions, accelerator_parameters
 from stages.stage import Stage
 
 __all__ = ["PACKAGE", "PackageOptions", "package"]
@@ -50,7 +52,7 @@ class PackageOptions(BaseModel):
     OpenVINO's backend cannot do that (`model_repository.config.build`) and is only warmed up with a batch of this size.
     `max_queue_delay_us`: how long (µs) a request may wait for others. `threads`: within one operator; 0 = every core of
     the server. `typical_length`: of a dynamic axis in the warm-up, and `axis_lengths` the same for axes by name.
-    `tensorrt_provider`: of a graph for ONNX Runtime on CUDA (`model_repository.config_gpu.GpuOptions`).
+    `cuda`: of a graph for ONNX Runtime on a GPU. `engines`: for GPUs of other compute capabilities, beside an engine.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,7 +63,8 @@ class PackageOptions(BaseModel):
     threads: NonNegativeInt = 0
     typical_length: PositiveInt = 16
     axis_lengths: dict[str, PositiveInt] = Field(default_factory=dict)
-    tensorrt_provider: dict[str, str] | None = None
+    cuda: CudaOptions = CudaOptions()
+    engines: dict[str, EngineFile] = Field(default_factory=dict)
 
 
 def package(*, model: Artifact, options: PackageOptions, out: Path, progress: Progress = SILENT) -> Artifact:
@@ -72,7 +75,7 @@ def package(*, model: Artifact, options: PackageOptions, out: Path, progress: Pr
     classes have names. The metadata: `name`, `backend`, `batched` (whether a request may hold any number of samples),
     `max_batch_size` (0 where Triton puts none together, whatever was asked for), `threads`, `task`, `precision`,
     `signature`, the names `config`, `file`, `assets`, `labels` (the last two null where there are none), and of an
-    engine `engine`: what it takes to run it.
+    engine `engine`: what it takes to run it, and `engines`, the same of those beside it by compute capability.
 
     Raises `InputError` if the artifact is no model, cannot be opened or cannot be served, `StageError` if its runtime
     describes its inputs and outputs otherwise than the signature: Triton would refuse to load it.
@@ -92,15 +95,17 @@ def package(*, model: Artifact, options: PackageOptions, out: Path, progress: Pr
     if described.labels:
         (out / LABELS).write_text(_lines(described.labels), encoding="utf-8")
 
+    engines = add_engines(model, options.engines, out)
+
     try:
         config = build(
             options.name,
             described.signature,
             ConfigOptions(
                 backend=server.backend,
-                gpu=_gpu(described, options) if server.gpu else None,
+                gpu=_gpu(model, described, options, engines) if server.gpu else None,
                 max_batch_size=_most_in_batch(described, options),
-                **options.model_dump(exclude={"name", "tensorrt_provider", "max_batch_size"}),
+                **options.model_dump(exclude={"name", "cuda", "engines", "max_batch_size"}),
                 labels=LABELS if described.labels else "",
                 label_count=len(described.labels),
             ),
@@ -125,18 +130,21 @@ def package(*, model: Artifact, options: PackageOptions, out: Path, progress: Pr
     }
     if described.engine is not None:
         metadata["engine"] = described.engine.model_dump(mode="json")
+        metadata["engines"] = {capability: one.model_dump(mode="json") for capability, one in engines.items()}
     return Artifact.write(out, "release", metadata, {"model": model})
 
 
-def _gpu(described: Model, options: PackageOptions) -> GpuOptions:
+def _gpu(model: Artifact, described: Model, options: PackageOptions, engines: Mapping[str, Engine]) -> GpuOptions:
     engine = described.engine
     if engine is None:
-        return GpuOptions(tensorrt_provider=options.tensorrt_provider)
+        provider = accelerator_parameters(options.cuda, model)
+        return GpuOptions(tensorrt_provider=provider, tf32=options.cuda.tf32)
     if engine.stripped:
         raise InputError("an engine without its weights cannot be served: Triton's backend gives it none")
+    # The engine is named for its GPU; one for several is what those take that have none of their own.
+    own = {} if engine.hardware_compatible != "none" else {engine.compute_capability: MODEL_FILES["tensorrt"]}
     return GpuOptions(
-        # The engine is named for its GPU, so that one of another may be laid beside it.
-        plans={} if engine.hardware_compatible != "none" else {engine.compute_capability: MODEL_FILES["tensorrt"]},
+        plans=own | {capability: plan_name(capability) for capability in engines},
         profiles=max(1, len(engine.profiles)),
     )
 

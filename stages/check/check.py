@@ -22,6 +22,7 @@ from stages.model import Model
 from stages.progress import SILENT, Progress
 from stages.runtime import RuntimeName, RuntimeOptions, open_session
 from stages.runtime.batch import batches
+from stages.runtime.provider import CudaOptions
 from stages.stage import Stage
 
 __all__ = ["CHECK", "CheckOptions", "check"]
@@ -34,10 +35,10 @@ class CheckOptions(BaseModel):
     """How a model is evaluated.
 
     `metric`: None takes the usual one for the truth that the data hold. `threads`: 0 is every usable core. `runtime`:
-    by default the one that the model was made for. `most_values` bounds what is kept of the baseline's outputs, over
-    all samples and outputs together (the default is 256 MB of float32): where they hold more (the logits of a masked
-    language model), the cosine and the relative error are taken over evenly spaced positions, at least one a sample.
-    The metric, the agreement and the search for NaN always see everything.
+    by default the one that the model was made for; `cuda`: of ONNX Runtime on a GPU. `most_values` bounds what is kept
+    of the baseline's outputs, over all samples and outputs together (the default is 256 MB of float32): where they hold
+    more (the logits of a masked language model), the cosine and the relative error are taken over evenly spaced
+    positions, at least one a sample. The metric, the agreement and the search for NaN always see everything.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +47,7 @@ class CheckOptions(BaseModel):
     batch_size: int = Field(default=8, ge=1)
     threads: int = Field(default=0, ge=0)
     runtime: RuntimeName | None = None
+    cuda: CudaOptions = CudaOptions()
     most_values: int = Field(default=64 * 1024 * 1024, ge=1)
 
 
@@ -86,7 +88,7 @@ def check(
     columns = {name: np.full(len(samples), np.nan) for name in ("cosine", "relative_error", "equal")}
     baseline = ReferenceReader(reference) if reference else None
     share = max(1, options.most_values // (len(samples) * len(described.signature.outputs)))
-    runtime = RuntimeOptions(name=options.runtime, threads=options.threads, spinning=False)
+    runtime = RuntimeOptions(name=options.runtime, threads=options.threads, spinning=False, cuda=options.cuda)
     metadata: dict[str, Any] = {}
     done = 0
     with open_session(model, runtime) as session, ReferenceWriter(out, len(samples), share) as writer:

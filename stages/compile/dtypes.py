@@ -20,7 +20,7 @@ __all__ = ["INT4_BLOCK", "dtype_counts", "ensure_promised", "ensure_supported"]
 INT4_BLOCK = 128
 """So many inputs of an output share a scale in TensorRT's INT4."""
 
-_FP8_SM = (8, 9)
+_LEAST_SM = {"bf16": ((8, 0), "Ampere or later"), "fp8": ((8, 9), "Ada, Hopper, Blackwell")}
 _OPSETS = {"fp8": 19, "int4": 21}
 _FLOATS = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}
 
@@ -37,10 +37,11 @@ def dtype_counts(graph: ir.Model) -> dict[str, int]:
 
 def ensure_supported(precision: str, sm: tuple[int, int]) -> None:
     """Raises `RequirementError` if a GPU of compute capability `sm` cannot compute in `precision`."""
-    if precision == "fp8" and sm < _FP8_SM:
+    least, names = _LEAST_SM.get(precision, ((0, 0), ""))
+    if sm < least:
         raise RequirementError(
-            f"FP8 needs a GPU of compute capability {_FP8_SM[0]}.{_FP8_SM[1]} or later (Ada, Hopper, Blackwell); this "
-            f"one has {sm[0]}.{sm[1]}"
+            f"{precision.upper()} needs a GPU of compute capability {least[0]}.{least[1]} or later ({names}); this one "
+            f"has {sm[0]}.{sm[1]}"
         )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
-__all__ = ["AxisRange", "CompileOptions", "TensorRtOptions"]
+__all__ = ["AxisRange", "CompileOptions", "TensorRtOptions", "TensorRtRecipe"]
+
+_CAPABILITY = re.compile(r"[1-9][0-9]*\.[0-9]")
 
 
 class AxisRange(BaseModel):
@@ -61,6 +64,25 @@ class TensorRtOptions(BaseModel):
     strip: bool = False
     refit: bool = False
     reproducible: bool = False
+
+
+class TensorRtRecipe(TensorRtOptions):
+    """`engines`: by compute capability (`"8.9"`) the file of an engine that was built for such a GPU elsewhere, to be
+    published beside the one that is built here (`stages.compile.elsewhere`)."""
+
+    engines: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("engines", mode="before")
+    @classmethod
+    def _capabilities(cls, value: Any) -> Any:
+        for capability, file in value.items() if isinstance(value, dict) else ():
+            if not isinstance(capability, str):
+                raise ValueError(f'write the compute capability {capability} in quotes: "{capability}"')
+            if not _CAPABILITY.fullmatch(capability):
+                raise ValueError(f'{capability!r} is no compute capability; one is written like "8.9"')
+            if not str(file).endswith(".plan"):
+                raise ValueError(f"the engine for {capability} is {file}; an engine is a .plan file")
+        return value
 
 
 class CompileOptions(TensorRtOptions):

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stages.runtime.provider import CudaOptions
+
 __all__ = ["ProfileOptions", "TurnOptions"]
 
 
@@ -34,6 +36,8 @@ class TurnOptions(BaseModel):
 
 
 class ProfileOptions(TurnOptions):
-    """How speed is measured. `runtime`: None measures each model in the one that it was made for."""
+    """How speed is measured. `runtime`: None measures each model in the one that it was made for. `cuda`: of ONNX
+    Runtime on a GPU."""
 
     runtime: Literal["onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt"] | None = None
+    cuda: CudaOptions = CudaOptions()

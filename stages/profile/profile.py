@@ -60,7 +60,10 @@ def profile(
                 {name: models[name].path for name in names},
                 data.path,
                 _batches(data, [size.batch_size for size in sizes], options.inputs),
-                {name: RuntimeOptions(name=runtime, threads=threads) for name, runtime in runtimes.items()},
+                {
+                    name: RuntimeOptions(name=runtime, threads=threads, cuda=options.cuda)
+                    for name, runtime in runtimes.items()
+                },
                 options.timeout_s,
             ),
             names,

@@ -26,7 +26,7 @@ from stages.trial import trial_batches
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["half_between", "in_half", "large_values"]
+__all__ = ["declare_types", "half_between", "in_half", "large_values"]
 
 # Half of the largest FP16 number: other inputs than the random ones may give larger values.
 _SAFE_MAGNITUDE = 65504 / 2
@@ -51,7 +51,7 @@ def in_half(
     import onnx_ir
 
     _name_nodes(graph)
-    _declare_types(graph)
+    declare_types(graph)
     if large is None:
         progress.update("looking for values beyond the range of 16-bit floats")
         large = large_values(graph, signature)
@@ -169,7 +169,7 @@ def _name_nodes(graph: ir.Model) -> None:
         node.name = node.name or f"{node.op_type}_{position}"
 
 
-def _declare_types(graph: ir.Model) -> None:
+def declare_types(graph: ir.Model) -> None:
     """Declare the type of every value: without one the conversion puts no cast before an operator that stays FP32.
 
     ONNX's inference knows the standard operators; ONNX Runtime's fused ones give what they are given.
@@ -217,7 +217,7 @@ def large_values(graph: ir.Model, signature: Signature) -> set[str]:
     """The names of the values that leave FP16's range when the graph answers random batches."""
     import onnx_ir
 
-    _declare_types(graph)
+    declare_types(graph)
     inner = [
         value
         for node in graph.graph

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from model_repository.signature import Signature
 from stages.artifact import Artifact
 from stages.model import Model
+from stages.runtime.provider import CudaOptions
 
 __all__ = [
     "DEVICE_TIMES", "RUNTIMES", "Arrays", "RuntimeName", "RuntimeOptions", "Session", "open_session", "runtime_of",
@@ -43,10 +43,8 @@ class RuntimeOptions(BaseModel):
     spinning: bool = True
     address: str = ""
     """For a server: `http://host:port` or `grpc://host:port`."""
-    tf32: bool = True
-    """For ONNX Runtime on CUDA: whether FP32 products may round their inputs to TF32, as its default is."""
-    tensorrt_cache: Path | None = None
-    """For ONNX Runtime on CUDA: give what it can to its TensorRT provider, which keeps engines and timings here."""
+    cuda: CudaOptions = CudaOptions()
+    """For ONNX Runtime on CUDA."""
 
 
 class Session(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -44,8 +45,13 @@ _DTYPES: dict[str, DType] = {
 
 
 def open_session(artifact: Artifact, options: RuntimeOptions) -> OnnxRuntimeSession:
-    """Open a model artifact. Raises `InputError` if ONNX Runtime cannot load its graph."""
+    """Open a model artifact. Raises `InputError` if ONNX Runtime cannot load its graph.
+
+    ONNX Runtime computes no BF16 on a CPU; such a graph is run in FP32, with every answer rounded to BF16.
+    """
     model = Model.of(artifact)
+    if model.precision == "bf16":
+        return _open_rounded(artifact, model, options)
     # ONNX Runtime (1.31) takes FP8 between Q and DQ for integers while it optimises: it refuses some graphs, and
     # answers wrongly to others without a word. Where it turns int8 activations into uint8, it forgets that
     # QuantizeLinear names its dtype since opset 21.
@@ -62,6 +68,18 @@ def open_session(artifact: Artifact, options: RuntimeOptions) -> OnnxRuntimeSess
         level=level,
         entries=entries,
     )
+
+
+def _open_rounded(artifact: Artifact, model: Model, options: RuntimeOptions) -> OnnxRuntimeSession:
+    from stages.convert.writer import write
+    from stages.onnx_model import read_graph
+    from stages.runtime.rounded import rounded
+
+    graph = rounded(read_graph(artifact))
+    with tempfile.TemporaryDirectory() as folder:  # weights are in memory once the session is open
+        path = Path(folder) / "rounded.onnx"
+        write(graph, path)
+        return OnnxRuntimeSession(path, options.threads, model.signature, spinning=options.spinning)
 
 
 def signature_of(path: Path) -> Signature:

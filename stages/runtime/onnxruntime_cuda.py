@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,11 +16,9 @@ from stages.runtime import Arrays, RuntimeOptions
 from stages.runtime.batch import mismatch, numpy_dtype
 from stages.runtime.cuda import Buffers, Device, Stopwatch
 from stages.runtime.onnxruntime import faults
+from stages.runtime.provider import CUDA, TENSORRT, providers_for
 
-__all__ = ["CudaSession", "open_session", "providers_for"]
-
-_CUDA = "CUDAExecutionProvider"
-_TENSORRT = "TensorrtExecutionProvider"
+__all__ = ["CudaSession", "open_session"]
 
 
 def open_session(artifact: Artifact, options: RuntimeOptions) -> CudaSession:
@@ -32,30 +29,7 @@ def open_session(artifact: Artifact, options: RuntimeOptions) -> CudaSession:
     model = Model.of(artifact)
     if not model.file.endswith(".onnx"):
         raise InputError(f"{artifact.path} holds {model.file}, made for {model.runtime}, and no ONNX graph")
-    return CudaSession(model.path(artifact), model.signature, options)
-
-
-def providers_for(options: RuntimeOptions, stream: int, *, fixed: bool) -> list[tuple[str, dict[str, str]]]:
-    """Providers with their options, the one that is asked first in front. `stream`: the address of the CUDA stream that
-    they compute on. `fixed`: no axis is dynamic, so that a CUDA graph can be captured."""
-    cuda = {
-        "user_compute_stream": str(stream),
-        "use_tf32": str(int(options.tf32)),
-        "enable_cuda_graph": str(int(fixed and options.tensorrt_cache is None)),
-        "cudnn_conv_algo_search": "EXHAUSTIVE",
-    }
-    if options.tensorrt_cache is None:
-        return [(_CUDA, cuda)]
-    cache = str(options.tensorrt_cache)
-    tensorrt = {
-        "user_compute_stream": str(stream),
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": cache,
-        "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": cache,
-        "trt_cuda_graph_enable": str(int(fixed)),
-    }
-    return [(_TENSORRT, tensorrt), (_CUDA, cuda)]
+    return CudaSession(artifact, model, options)
 
 
 class CudaSession:
@@ -65,8 +39,9 @@ class CudaSession:
     `stages.runtime.Session`.
     """
 
-    def __init__(self, path: Path, signature: Signature, options: RuntimeOptions) -> None:
-        onnxruntime = _import(options)
+    def __init__(self, artifact: Artifact, model: Model, options: RuntimeOptions) -> None:
+        onnxruntime = _import(TENSORRT if options.cuda.provider == "tensorrt" else CUDA)
+        path, signature = model.path(artifact), model.signature
         if not path.is_file():
             raise InputError(f"{path} is missing")
         if text := [tensor.name for tensor in (*signature.inputs, *signature.outputs) if tensor.dtype == "string"]:
@@ -78,7 +53,7 @@ class CudaSession:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = options.threads
         settings.log_severity_level = 3
-        providers = providers_for(options, int(self._device.stream), fixed=self._fixed)
+        providers = providers_for(options.cuda, artifact, int(self._device.stream), fixed=self._fixed)
         try:
             self._session: Any = onnxruntime.InferenceSession(str(path), settings, providers=providers)
         except faults() as error:
@@ -162,12 +137,11 @@ class CudaSession:
         self.close()
 
 
-def _import(options: RuntimeOptions) -> Any:
+def _import(wanted: str) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
         raise RequirementError("onnxruntime-gpu is not installed: `pip install 'optimize-pipeline[gpu]'`") from error
-    wanted = _CUDA if options.tensorrt_cache is None else _TENSORRT
     if wanted not in onnxruntime.get_available_providers():
         raise RequirementError(
             f"this onnxruntime {onnxruntime.__version__} has no {wanted}: it needs an NVIDIA GPU and onnxruntime-gpu "

@@ -24,11 +24,12 @@ from stages.model import Model
 from stages.profile import ProfileOptions, profile
 from stages.progress import SILENT
 from stages.runtime import DEVICE_TIMES, RuntimeOptions, open_session
+from stages.runtime.provider import TENSORRT, CudaOptions
 from stages.runtime.tensorrt import signature_of
 from stages.variants import parse_variant, quantise
 
 Inputs = Callable[[int], dict[str, NDArray[Any]]]
-TOLERANCES = {"fp32": 1e-2, "fp16": 2e-2, "int8-static": 0.1, "fp8-static": 0.15, "int4": 0.3}
+TOLERANCES = {"fp32": 1e-2, "fp16": 2e-2, "bf16": 3e-2, "int8-static": 0.1, "fp8-static": 0.15, "int4": 0.3}
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +54,7 @@ def test_onnx_runtime_s_cuda_provider_answers_as_the_cpu(
     with (
         open_session(model) as cpu,
         open_session(model, RuntimeOptions(name="onnxruntime-cuda")) as gpu,
-        open_session(model, RuntimeOptions(name="onnxruntime-cuda", tf32=False)) as exact,
+        open_session(model, RuntimeOptions(name="onnxruntime-cuda", cuda=CudaOptions(tf32=False))) as exact,
     ):
         for size in (8,) * 4 if batch else (1, 8, 3, 64):  # a CUDA graph is captured, then launched
             near(gpu(inputs(size)), cpu(inputs(size)), 1e-2)
@@ -62,6 +63,28 @@ def test_onnx_runtime_s_cuda_provider_answers_as_the_cpu(
         assert all(time >= 0 for time in gpu.device_ms)  # type: ignore[attr-defined]
         with pytest.raises(InputError, match="lacks x"):
             gpu({})
+
+
+@pytest.mark.parametrize("batch", [None, 8], ids=["dynamic", "fixed"])
+def test_onnx_runtime_s_tensorrt_provider_answers_as_the_cpu_and_keeps_its_engine(
+    batch: int | None, needs: Any, perceptron: Callable[..., Artifact], inputs: Inputs, tmp_path: Path
+) -> None:
+    needs("cuda")
+    import onnxruntime
+
+    if TENSORRT not in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has no {TENSORRT}")
+    model = perceptron(batch)
+    profile = {} if batch else {"batch": [1, 8, 64]}
+    cuda = CudaOptions.model_validate({"provider": "tensorrt", "cache": tmp_path, "profile": profile})
+    try:
+        gpu = open_session(model, RuntimeOptions(name="onnxruntime-cuda", cuda=cuda))
+    except RequirementError as error:  # the provider is there, and TensorRT's libraries are not
+        pytest.skip(str(error))
+    with gpu, open_session(model) as cpu:
+        for size in (8,) * 4 if batch else (1, 8, 3, 64):
+            near(gpu(inputs(size)), cpu(inputs(size)), 1e-2)
+    assert any((tmp_path / model.digest[:16]).iterdir())
 
 
 @pytest.mark.parametrize("batch", [None, 8], ids=["dynamic", "fixed"])

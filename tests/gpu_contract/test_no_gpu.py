@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def engines(place: Workplace, classifier: Classifier) -> Finished:
     return place.optimize(
         "run", classifier.model, "--evaluation", classifier.evaluation, "--calibration", classifier.evaluation,
-        "--target", "tensorrt", "--variants", "fp16,int8-static,int4", "--name", "digits", "--json",
+        "--target", "tensorrt", "--variants", "fp16,bf16,int8-static,int4", "--name", "digits", "--json",
     )  # fmt: skip
 
 
@@ -45,13 +45,14 @@ def test_engines_are_not_run_and_everything_before_them_is(engines: Finished, pl
     assert result["release"] is None
     assert not place.repository.exists()
     rows = {row["name"]: row for row in result["variants"]}
-    for name in ("fp32", "fp16", "int8-static"):
+    for name in ("fp32", "fp16", "bf16", "int8-static"):
         assert rows[name]["verdict"] == "not_run"
         assert rows[name]["reason"].startswith("needs an NVIDIA GPU")
         assert rows[name]["runtime"] == "tensorrt"
         assert rows[name]["latency_ms"] is None
         assert rows[name]["metric"]["name"] == "accuracy", "it was evaluated on the CPU"
-    assert "evaluated on the CPU: accuracy" in rows["int8-static"]["reason"]
+    for name in ("bf16", "int8-static"):
+        assert "evaluated on the CPU: accuracy" in rows[name]["reason"]
     # Its file is of opset 20: that is wrong with or without a GPU.
     assert rows["int4"]["verdict"] == "error"
     assert "takes ONNX opset 21" in rows["int4"]["reason"]
@@ -64,7 +65,7 @@ def test_engines_are_not_run_and_everything_before_them_is(engines: Finished, pl
 def test_the_message_leads_to_a_kit_that_builds_the_engine(engines: Finished, place: Workplace) -> None:
     kit = place.store / "jobs" / engines.json["job_id"] / "kit"
     assert str(kit) in engines.json["message"]
-    assert {folder.name for folder in kit.iterdir()} == {"fp32", "fp16", "int8-static"}
+    assert {folder.name for folder in kit.iterdir()} == {"fp32", "fp16", "bf16", "int8-static"}
     trtexec = place.path / "trtexec"
     trtexec.write_text('#!/bin/sh\ntest -f model.onnx && printf "%s\\n" "$@"\n')
     trtexec.chmod(0o755)
