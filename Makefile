@@ -19,7 +19,7 @@ LLAMA := examples/tiny-llama
 VLLM := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo digits llama vllm test lint bench quantization language gpu images clean
+.PHONY: help env demo digits llama vllm test lint bench quantization language gpu images records clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -102,6 +102,9 @@ language: $(LLAMA)/build/checkpoint/config.json ## what quantising a language mo
 gpu: env ## on a machine with an NVIDIA GPU: the tests that need one, and a table of speeds
 	$(BIN)/pytest tests/gpu
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+records: env ## what recording a run costs
+	$(BIN)/python benchmarks/records.py $(ARGS)
 
 images: env ## what container images cost
 	$(BIN)/python benchmarks/images.py $(ARGS)

@@ -24,6 +24,7 @@ from pipeline.figures import (
     spread_text,
     times_text,
 )
+from pipeline.records.address import comparison_page, table_page
 from pipeline.result import RunResult, VariantResult
 
 if TYPE_CHECKING:
@@ -268,8 +269,10 @@ def _whereabouts(result: RunResult) -> list[Text]:
         text = f"mlflow    not recorded yet: {record.spooled}; `optimize records sync` delivers it later"
         lines.append(Text(text, style="yellow"))
     elif record is not None:
-        seen = record.url or f"mlflow ui --backend-store-uri {record.tracking_uri}  (experiment {record.experiment})"
-        lines.append(Text(f"mlflow    {seen}"))
+        seen = [f"optimize ui --tracking-uri {record.tracking_uri}  (experiment {record.experiment})"]
+        if record.url is not None:
+            seen = [comparison_page(record.url, result.job_id), f"{table_page(record.url)}  (as a table)"]
+        lines += [Text(f"mlflow    {line}") for line in seen]
     if result.report is not None:
         lines.append(Text(f"report    {result.report}"))
     lines.append(Text(f"took      {seconds_text(result.seconds)}", style="dim"))

@@ -116,7 +116,7 @@ def test_reasons_release_record_and_report_are_told() -> None:
 def test_a_database_is_told_with_the_command_that_shows_it() -> None:
     result = example_result()
     result.mlflow = MlflowLink(tracking_uri="sqlite:////data/mlflow.db", experiment="optimize/minilm", run_id="1")
-    assert "mlflow ui --backend-store-uri sqlite:////data/mlflow.db" in printed(result, 140)
+    assert "optimize ui --tracking-uri sqlite:////data/mlflow.db" in printed(result, 140)
 
 
 def test_a_record_that_waits_is_said_with_the_remedy() -> None:

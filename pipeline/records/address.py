@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
-__all__ = ["is_server", "page_of", "public", "resolve", "run_exists", "sqlite_file"]
+__all__ = ["comparison_page", "is_server", "page_of", "public", "resolve", "run_exists", "sqlite_file", "table_page"]
 
 _SQLITE = "sqlite:///"
 _QUICK_S = 2.0
@@ -54,6 +54,17 @@ def page_of(uri: str, experiment_id: str) -> str | None:
         return None
     query = "workflowType=machine_learning&compareRunsMode=CHART"
     return f"{public(uri).rstrip('/')}/#/experiments/{quote(experiment_id)}/runs?{query}"
+
+
+def comparison_page(page: str, job_id: str) -> str:
+    """The page of an experiment (`page_of`) with the runs of one job on it and no others."""
+    runs = quote(f"tags.`optimize.job_id` = '{job_id}'", safe="")
+    return f"{page}&searchFilter={runs}"
+
+
+def table_page(page: str) -> str:
+    """The page of an experiment (`page_of`) as a table whose columns tell figures and verdicts (see `view`)."""
+    return f"{page.replace('compareRunsMode=CHART', 'compareRunsMode=TABLE')}&viewStateShareKey=optimize"
 
 
 def run_exists(uri: str, run_id: str) -> bool:

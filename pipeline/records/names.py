@@ -42,6 +42,7 @@ METRICS = {
     "generation/prefill_tokens_per_s": "language models: tokens of the prompt a second",
     "generation/decode_tokens_per_s": "language models: generated tokens a second after the first",
     "speedup/p50_x": "the baseline's median over this one's",
+    "speedup/p95_x": "the same of the 95th percentiles; absent where they are of different measurements",
     "speedup/fused_x": "the unfused graph's median over the fused one's",
     "accuracy/<metric>": "the task's metric, `@` written as `_at_`",
     "accuracy/drop": "relative drop from the baseline, a fraction",
@@ -97,6 +98,8 @@ TAGS = {
     "optimize.repository": "where it was published (job run)",
     "optimize.verified": "whether a server has loaded and answered from it (job run)",
     "optimize.cpu": "the processor that was measured on",
+    "optimize.host": "16 digits of the SHA-256 of what is known of the machine: the same machine has the same",
+    "optimize.libraries": "16 digits of the SHA-256 of the versions in `environment.json`",
     "optimize.record": "digest of what was recorded; written last",
 }
 """Every tag of ours by name. MLflow's own are set too: `mlflow.note.content`, `mlflow.source.name`, `mlflow.user`."""
@@ -135,6 +138,7 @@ def variant_metrics(result: RunResult, variant: VariantResult) -> dict[str, floa
         "latency/cold_start_ms": variant.cold_start_ms,
         "throughput/per_s": variant.throughput_per_s,
         "speedup/p50_x": variant.speedup,
+        "speedup/p95_x": _p95_speedup(result, variant),
         "speedup/fused_x": variant.fused_speedup,
         "size/bytes": variant.size_bytes,
         "memory/peak_bytes": variant.peak_memory_bytes,
@@ -164,6 +168,15 @@ def variant_metrics(result: RunResult, variant: VariantResult) -> dict[str, floa
     for name, interval in variant.fidelity.items():
         figures[f"fidelity/{metric_name(name)}"] = interval.value
     return _finite(figures)
+
+
+def _p95_speedup(result: RunResult, variant: VariantResult) -> float | None:
+    baseline = next((other for other in result.variants if other.baseline), None)
+    if baseline is None or baseline.latency_ms is None or variant.latency_ms is None:
+        return None
+    if baseline.measurement != variant.measurement:  # other minutes: what slowed the one did not slow the other
+        return None
+    return baseline.latency_ms.p95 / variant.latency_ms.p95
 
 
 def job_metrics(result: RunResult, chosen: VariantResult | None) -> dict[str, float]:

@@ -6,28 +6,24 @@ import getpass
 import hashlib
 import json
 import os
+import re
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.figures import (
-    VERDICT_WORDS,
-    accuracy_name,
-    accuracy_of,
-    bytes_text,
-    chosen_name,
-    in_order,
-    number_text,
-    percent_text,
-    times_text,
-)
+from pipeline.figures import chosen_name, in_order
 from pipeline.records.names import job_metrics, sweeps, variant_metrics, variant_params
+from pipeline.records.note import NOTE_LIMIT, note_of
 from pipeline.result import FallbackResult, RunResult, VariantResult
 from stages.artifact import canonical_json
 
-__all__ = ["Dataset", "Entry", "Record", "Status", "fallback_file", "make_record", "result_digest"]
+__all__ = [
+    "MODEL_FOLDER", "Dataset", "Entry", "Model", "Record", "Status", "fallback_file", "make_record",
+    "model_folder", "result_digest",
+]  # fmt: skip
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -53,8 +49,14 @@ _LASTING = {
 }
 """What a run that only repeats another has in common with it; times, messages and warnings may differ."""
 
-_NOTE_LIMIT = 4900
-"""Characters of a tag that every server takes."""
+MODEL_FOLDER = "model"
+"""The files of the logged models lie in this folder beside the record."""
+
+_MODEL_TYPE = "optimize"
+"""Of a logged model that is a variant's own artifact."""
+
+_OF_THE_MOMENT = ("load_average", "threads")
+"""What a result says of its host that another run on the same machine may not."""
 
 
 class _Part(BaseModel):
@@ -69,6 +71,16 @@ class Dataset(_Part):
     source: str
     context: str
     samples: int
+
+
+class Model(_Part):
+    """A logged model. `files`: SHA-256 by path; they lie beside the record, in `model_folder`."""
+
+    name: str
+    type: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    files: dict[str, str]
 
 
 class Entry(_Part):
@@ -87,6 +99,8 @@ class Entry(_Part):
     datasets: list[Dataset] = []
     files: dict[str, str] = {}
     """SHA-256 of the artifact files by name; they lie beside the record."""
+    model: Model | None = None
+    """What its figures are of, with the files that were published."""
 
     @property
     def digest(self) -> str:
@@ -125,14 +139,25 @@ def result_digest(result: RunResult) -> str:
     return hashlib.sha256(canonical_json(lasting).encode()).hexdigest()
 
 
+def model_folder(variant: str) -> str:
+    """Where beside the record the files of a variant's logged model lie."""
+    return f"{MODEL_FOLDER}/{hashlib.sha256(variant.encode()).hexdigest()[:16]}"
+
+
 def fallback_file(told: FallbackResult) -> str:
     """What the artifact file is called that tells of a search for operators to return to higher precision."""
     return f"fallback-{told.variant}.json"
 
 
-def make_record(result: RunResult, tracking_uri: str, files: dict[str, str], running: bool = False) -> Record:
+def make_record(
+    result: RunResult,
+    tracking_uri: str,
+    files: dict[str, str],
+    running: bool = False,
+    models: Mapping[str, Mapping[str, str]] | None = None,
+) -> Record:
     """The record of a result. `files`: SHA-256 of the artifact files by name. Those of fallback go to the variants that
-    they tell of, the others to the job."""
+    they tell of, the others to the job. `models`: the same of the files of the variants' logged models, by variant."""
     now = time.time_ns() // 1_000_000
     start = now
     if result.started_at is not None:
@@ -177,6 +202,7 @@ def make_record(result: RunResult, tracking_uri: str, files: dict[str, str], run
                 for name, fallback in told.items()
                 if name in files and variant.name in (fallback.variant, fallback.found)
             },
+            model=_model(result, variant, models[variant.name]) if models and variant.name in models else None,
         )
         for place, variant in enumerate(variants)
     ]
@@ -191,6 +217,33 @@ def make_record(result: RunResult, tracking_uri: str, files: dict[str, str], run
     )
 
 
+def _model(result: RunResult, variant: VariantResult, files: Mapping[str, str]) -> Model:
+    release = result.release if variant.name == chosen_name(result) else None
+    tags = {
+        "optimize.job_id": result.job_id,
+        "optimize.variant": variant.name,
+        "optimize.verdict": variant.verdict,
+        "optimize.source_digest": result.source_digest,
+        "optimize.model_digest": variant.digest,
+        "optimize.files": hashlib.sha256(canonical_json(dict(files)).encode()).hexdigest(),
+    }
+    name = f"{result.model}-{variant.name}"
+    if release is not None:
+        name = f"{release.model}-{release.version}-{variant.name}"
+        tags |= {
+            "optimize.release": f"{release.model}/{release.version}",
+            "optimize.release_digest": release.digest,
+            "optimize.verified": str(release.verified).lower(),
+        }
+    return Model(
+        name=re.sub(r"[/:.%\"']", "-", name),  # MLflow takes none of these
+        type=_MODEL_TYPE if release is None else "triton",
+        params=variant_params(result, variant),
+        tags={name: value for name, value in tags.items() if value is not None},
+        files=dict(files),
+    )
+
+
 def _variant_status(variant: VariantResult) -> Status:
     return {"error": "FAILED", "not_run": "KILLED"}.get(variant.verdict, "FINISHED")  # type: ignore[return-value]
 
@@ -201,11 +254,17 @@ def _common_tags(result: RunResult) -> dict[str, str]:
         "optimize.model": result.model,
         "optimize.source_digest": result.source_digest,
         "optimize.cpu": result.host.get("cpu"),
+        "optimize.host": _short({name: value for name, value in result.host.items() if name not in _OF_THE_MOMENT}),
+        "optimize.libraries": _short(result.libraries),
         "mlflow.source.name": "optimize",
         "mlflow.source.type": "LOCAL",
         "mlflow.user": _user(),
     }
     return {name: str(value) for name, value in tags.items() if value}
+
+
+def _short(value: Mapping[str, Any]) -> str | None:
+    return hashlib.sha256(canonical_json(dict(value)).encode()).hexdigest()[:16] if value else None
 
 
 def _user() -> str | None:
@@ -221,7 +280,7 @@ def _job_tags(result: RunResult, running: bool) -> dict[str, str]:
         "optimize.role": "job",
         "optimize.status": "running" if running else result.status,
         "optimize.chosen": chosen_name(result),
-        "mlflow.note.content": _note(result),
+        "mlflow.note.content": note_of(result),
     }
     if release is not None:
         tags |= {
@@ -238,45 +297,10 @@ def _variant_tags(result: RunResult, variant: VariantResult) -> dict[str, str]:
         "optimize.role": "variant",
         "optimize.variant": variant.name,
         "optimize.verdict": variant.verdict,
-        "optimize.reason": variant.reason and variant.reason[:_NOTE_LIMIT],
+        "optimize.reason": variant.reason and variant.reason[:NOTE_LIMIT],
         "optimize.baseline": str(variant.baseline).lower(),
         "optimize.front": str(variant.name in result.front).lower() if result.front else None,
         "optimize.chosen": str(variant.name == chosen_name(result)).lower(),
         "optimize.model_digest": variant.digest,
     }
     return {name: value for name, value in tags.items() if value is not None}
-
-
-def _note(result: RunResult) -> str:
-    """The verdicts as a Markdown table, for the run's page."""
-    lines = [f"**{_cell(result.message)}**" if result.message else "", ""]
-    accuracy = accuracy_name(result) or "accuracy"
-    lines.append(f"| variant | verdict | p50 ms | p95 ms | p99 ms | per s | speed-up | {accuracy} | drop ≤ | size |")
-    lines.append("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
-    lines += [_note_row(result, variant) for variant in in_order(result)]
-    lines.append("")
-    lines += [f"- {variant.name}: {_cell(variant.reason)}" for variant in in_order(result) if variant.reason]
-    lines += ["", f"Accuracy was judged on {_cell(result.evidence)}."]
-    note = "\n".join(lines)
-    return note if len(note) <= _NOTE_LIMIT else note[: _NOTE_LIMIT - 1] + "…"
-
-
-def _note_row(result: RunResult, variant: VariantResult) -> str:
-    latency, accuracy = variant.latency_ms, accuracy_of(result, variant)
-    name = f"**{variant.name}**" if variant.name == chosen_name(result) else variant.name
-    drop = accuracy.drop_upper if accuracy is not None else None
-    cells = [
-        name + (" (baseline)" if variant.baseline else ""),
-        VERDICT_WORDS[variant.verdict],
-        *(("", "", "") if latency is None else map(number_text, (latency.p50, latency.p95, latency.p99))),
-        number_text(variant.throughput_per_s) if variant.throughput_per_s is not None else "",
-        times_text(variant.speedup) if variant.speedup is not None else "",
-        f"{accuracy.value:.4f}" if accuracy is not None else "",
-        percent_text(max(drop, 0), 2) if drop is not None else "",
-        bytes_text(variant.size_bytes) if variant.size_bytes is not None else "",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

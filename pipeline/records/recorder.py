@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pipeline.records.address import page_of, public, resolve, run_exists
 from pipeline.records.courier import Answer, Courier
-from pipeline.records.record import Record, fallback_file, make_record, result_digest
+from pipeline.records.model_files import Models, model_files
+from pipeline.records.record import MODEL_FOLDER, Record, fallback_file, make_record, model_folder, result_digest
 from pipeline.records.spool import Receipt, Spool
 from pipeline.result import MlflowLink, RunResult
 from stages.artifact import file_digest
@@ -19,7 +20,9 @@ from stages.artifact import file_digest
 __all__ = ["Delivery", "Recorder", "sync"]
 
 TIMEOUT_S = 60.0
-"""How long a delivery may take before the run goes on without it."""
+"""How long a delivery may take before the run goes on without it; a model's files have their own time."""
+
+_SLOWEST_BYTES_PER_S = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,21 @@ class Delivery:
 
 
 class Recorder:
-    """Records runs at one tracking URI (default: `MLFLOW_TRACKING_URI`, else `mlflow.db` here), by way of a spool."""
+    """Records runs at one tracking URI (default: `MLFLOW_TRACKING_URI`, else `mlflow.db` here), by way of a spool.
 
-    def __init__(self, spool: Path, tracking_uri: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
+    `models`: of which variants the files are kept in MLflow too, as logged models.
+    """
+
+    def __init__(
+        self,
+        spool: Path,
+        tracking_uri: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        models: Models = "published",
+    ) -> None:
         self.tracking_uri = resolve(tracking_uri)
+        self._models = models
+        self._steps = spool.absolute().parent / "steps"  # the spool lies in the store
         self._spool = Spool(spool.absolute())
         self._courier = Courier(self.tracking_uri, self._spool.path)
         self._timeout_s = timeout_s
@@ -83,7 +97,16 @@ class Recorder:
         """
         contents = _artifacts(result, report, files or {})
         digests = {name: _digest(content) for name, content in contents.items()}
-        record = make_record(result, self.tracking_uri, digests, running)
+        models = {} if running else model_files(result, self._models, self._steps)
+        record = make_record(
+            result,
+            self.tracking_uri,
+            digests,
+            running,
+            {variant: {name: digest for name, (_, digest) in files.items()} for variant, files in models.items()},
+        )
+        for variant, model in models.items():
+            contents |= {f"{model_folder(variant)}/{name}": path for name, (path, _) in model.items()}
         link = MlflowLink(tracking_uri=public(self.tracking_uri), experiment=record.experiment)
         try:
             place = self._spool.keep(record, contents)
@@ -129,7 +152,8 @@ def sync(spool: Path, timeout_s: float = TIMEOUT_S) -> list[Delivery]:
 
 
 def _hand_over(courier: Courier, spool: Spool, place: Path, record: Record, timeout_s: float) -> Delivery:
-    answer: Answer = courier.deliver(place, timeout_s)
+    size = sum(file.stat().st_size for file in (place / MODEL_FOLDER).rglob("*") if file.is_file())
+    answer: Answer = courier.deliver(place, timeout_s + size / _SLOWEST_BYTES_PER_S)
     if answer.run_id is None or answer.experiment_id is None:
         return _failed(spool, place, record, answer.reason or "MLflow gave no run", answer.silent)
     url = page_of(record.tracking_uri, answer.experiment_id)

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.records.address import sqlite_file
+from pipeline.records.logged_model import logged_model, point_to
 from pipeline.records.names import METRICS, is_param
 from pipeline.records.record import Dataset, Entry, Record
+from pipeline.records.view import VIEW_TAG, view_of
 
 __all__ = ["create_database", "upsert"]
 
@@ -40,10 +42,16 @@ def upsert(record: Record, files: Path) -> tuple[str, str]:
     client = MlflowClient(record.tracking_uri)
     experiment_id = _experiment(client, record)
     found = _existing(client, experiment_id, record.job_id)
-    run_ids = [
-        _deliver(client, experiment_id, record, entry, found.get((entry.role, entry.variant)), files)
-        for entry in record.entries
-    ]
+    run_ids = []
+    models: dict[str, str] = {}
+    for entry in record.entries:
+        run = found.get((entry.role, entry.variant))
+        run_ids.append(_deliver(client, experiment_id, entry, run, files, models))
+    _show(client, experiment_id, record)
+    published = record.entries[0].tags.get("optimize.chosen")
+    for entry, run_id in zip(record.entries, run_ids, strict=True):
+        if entry.variant == published and run_id in models:  # the job shows its figures, and so its model
+            point_to(client, client.get_run(run_ids[0]), models[run_id])
     return experiment_id, run_ids[0]
 
 
@@ -115,6 +123,13 @@ def _experiment(client: Any, record: Record) -> str:
     return str(experiment.experiment_id)
 
 
+def _show(client: Any, experiment_id: str, record: Record) -> None:
+    """Give MLflow's table of these runs its columns. A running job has not all of its figures yet."""
+    view = view_of(record)
+    if not record.running and client.get_experiment(experiment_id).tags.get(VIEW_TAG) != view:
+        client.set_experiment_tag(experiment_id, VIEW_TAG, view)
+
+
 def _existing(client: Any, experiment_id: str, job_id: str) -> dict[tuple[str, str], Any]:
     runs, token = [], None
     while True:
@@ -129,7 +144,8 @@ def _existing(client: Any, experiment_id: str, job_id: str) -> dict[tuple[str, s
     }
 
 
-def _deliver(client: Any, experiment_id: str, record: Record, entry: Entry, run: Any, files: Path) -> str:
+def _deliver(client: Any, experiment_id: str, entry: Entry, run: Any, files: Path, models: dict[str, str]) -> str:
+    """The id of the entry's run. `models` gets that of its logged model, by the run's."""
     if run is not None and run.data.tags.get("optimize.record") == entry.digest:
         return str(run.info.run_id)
     if run is not None and _contradicts(run, entry):
@@ -144,7 +160,10 @@ def _deliver(client: Any, experiment_id: str, record: Record, entry: Entry, run:
             tags={name: value for name, value in entry.tags.items() if name in identity},
         )
     run_id = str(run.info.run_id)
-    _log(client, run, entry, record.written_ms)
+    if entry.model is not None:
+        models[run_id] = logged_model(client, experiment_id, run_id, entry.model, files)
+        point_to(client, run, models[run_id])
+    _log(client, run, entry, models.get(run_id))
     for name in run.data.tags:
         if name.startswith("optimize.") and name not in entry.tags and name != "optimize.record":
             client.delete_tag(run_id, name)
@@ -170,12 +189,20 @@ def _contradicts(run: Any, entry: Entry) -> bool:
     return any(name not in measured and name.partition("/")[0] in ours for name in run.data.metrics)
 
 
-def _log(client: Any, run: Any, entry: Entry, time_ms: int) -> None:
+def _log(client: Any, run: Any, entry: Entry, model_id: str | None) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
     run_id, held = run.info.run_id, run.data.metrics
-    # The time is the record's own: a metric that comes twice is the same metric to MLflow.
+    # The time is the run's own: a metric that comes twice is the same metric to MLflow.
+    time_ms = entry.start_ms
     metrics = [Metric(name, value, time_ms, 0) for name, value in entry.metrics.items() if held.get(name) != value]
+    if model_id is not None:  # those of a model carry its id, also where the run had them before there was a model
+        data = next((data for data in entry.datasets if data.context == "evaluation"), None)
+        name, digest = (None, None) if data is None else (data.name, data.digest)
+        metrics = [
+            Metric(key, value, time_ms, 0, model_id=model_id, dataset_name=name, dataset_digest=digest, run_id=run_id)
+            for key, value in entry.metrics.items()
+        ]
     swept = {name for name, _, _ in entry.sweeps} & set(held)
     points = {(name, point.step, point.value) for name in swept for point in client.get_metric_history(run_id, name)}
     metrics += [
