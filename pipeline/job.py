@@ -108,7 +108,9 @@ class _Job:
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self.name = recipe.name or suggest_name(recipe.model)
         self.host = host_fingerprint()
-        self.recorder = Recorder(store.path / "records", recipe.tracking_uri) if record else None
+        self.recorder = (
+            Recorder(store.path / "records", recipe.tracking_uri, models=recipe.logged_models) if record else None
+        )
         self.runner = Runner(store, screen, fingerprint_digest(self.host), recipe.step_timeout, self._first_work)
         self.outcome = Outcome([], [])
         self.searches: list[Search] = []

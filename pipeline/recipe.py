@@ -167,6 +167,9 @@ class Recipe(_Part):
     image: ImageRecipe | None = Field(None, description="container images that are made of what is published")
     repository: str = "model_repository_out"
     tracking_uri: str | None = None
+    logged_models: Literal["published", "all", "none"] = Field(
+        "published", description="of which variants MLflow keeps the files too"
+    )
     allow_pickle: bool = False
     trust_remote_code: bool = False
     step_timeout: Seconds = Field(1800.0, gt=0, description="a step that takes longer is stopped")

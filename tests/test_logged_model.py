@@ -133,3 +133,17 @@ def test_a_release_that_is_no_more_leaves_no_model(result: RunResult, tmp_path: 
     for change in ({"digest": "0" * 64}, {"version": 7}, {"model": "gone"}):
         moved = result.model_copy(update={"release": result.release.model_copy(update=change)})
         assert model_files(moved, "published", tmp_path) == {}
+
+
+def test_a_recipe_says_whose_files_are_kept(place: Workplace, result: RunResult, classifier: Classifier) -> None:
+    recipe = place.path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {classifier.model}\nname: bare\nevaluation: {classifier.evaluation}\nvariants: []\nverify: false\n"
+        "fuse: never\nprofile: {batch_sizes: [1], budget: 1s}\nlogged_models: none\n"
+    )
+    ended = place.optimize("run", recipe, "--json")
+    assert ended.code == 0, ended.err
+    client = client_of(place)
+    experiment = client.get_experiment_by_name("optimize/bare").experiment_id
+    assert len(client.search_runs([experiment])) == 2
+    assert len(client.search_logged_models([experiment])) == 0

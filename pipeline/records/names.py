@@ -117,6 +117,7 @@ VERSION_TAGS = {
     "optimize.metric": "the task's metric",
     "optimize.release": "`<model>/<version>` in the model repository",
     "optimize.release_digest": "the SHA-256 of the release",
+    "optimize.image": "its container image, by digest, where the recipe asks for one",
     "optimize.verified": "whether a server has loaded and answered from it",
     "optimize.job_id": "the job whose runs hold the evidence",
 }
@@ -259,6 +260,7 @@ def version_tags(result: RunResult, model: str, version: int) -> dict[str, str]:
         "optimize.metric": None if metric is None else metric.name,
         "optimize.release": None if release is None else f"{release.model}/{release.version}",
         "optimize.release_digest": None if release is None else release.digest,
+        "optimize.image": result.images[-1].reference if result.images else None,
         "optimize.verified": None if release is None else release.verified,
         "optimize.job_id": result.job_id,
     }

@@ -115,7 +115,11 @@ def test_a_new_version_is_optimised_and_registered(place: Place, first: First) -
     assert (work["state"], work["recipe"], work["registered"]) == ("done", "verified", "small-optimized/1")
     [version] = place.results()
     assert int(version.version) == place.champion() == place.served() == 1
-    assert set(version.tags) == set(VERSION_TAGS) - {"optimize.accuracy_drop", "optimize.metric"}, "there are no labels"
+    assert set(version.tags) == set(VERSION_TAGS) - {
+        "optimize.accuracy_drop",
+        "optimize.metric",
+        "optimize.image",
+    }, "there are no labels, and no image"
     assert version.tags["optimize.key"] == work["key"]
     assert version.tags["optimize.source_version"] == "1"
     assert version.tags["optimize.verdict"] == "pass"
