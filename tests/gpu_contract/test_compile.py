@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -153,9 +154,14 @@ def test_an_engine_in_other_dtypes_than_promised_is_a_failure(
 def test_ctrl_c_ends_the_build_at_its_next_step(
     recorded: stand_in.Recorded, half: Artifact, texts: Artifact, tmp_path: Path
 ) -> None:
-    recorded.steps, recorded.interrupted_at = 100_000_000, 10
-    with pytest.raises(KeyboardInterrupt):
-        compile_engine(half, CompileOptions(cache=tmp_path / "cache"), tmp_path, data=texts)
+    recorded.steps, recorded.interrupted_at = 1_000_000, 10
+    # What a shell starts in the background ignores SIGINT, and so would these tests.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            compile_engine(half, CompileOptions(cache=tmp_path / "cache"), tmp_path, data=texts)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert recorded.stopped_at is not None
     assert not (tmp_path / "model.plan").exists()
 
