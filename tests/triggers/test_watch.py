@@ -315,6 +315,7 @@ def test_a_server_that_goes_away_in_the_middle_is_told_once_and_waited_for(place
         assert "does not answer: [Errno 111] Connection refused" in ended.err
         place.server.start()
         wait_for(lambda: "small 3: done" in log.read_text(), process)
+        wait_for(lambda: "is back" in log.read_text(), process)  # the work may end before the next look
     finally:
         process.terminate()
         process.wait()
