@@ -6,11 +6,9 @@ What a run holds already is known by its tag `optimize.record`, which is written
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 from pipeline.records.address import sqlite_file
 from pipeline.records.logged_model import logged_model, point_to
+from pipeline.records.migration import of_another_version
 from pipeline.records.names import METRICS, is_param
 from pipeline.records.record import Dataset, Entry, Record
 from pipeline.records.view import VIEW_TAG, view_of
@@ -81,14 +80,9 @@ def create_database(file: Path, scratch: Path) -> None:
 
 
 def _refuse_to_migrate(file: Path, uri: str) -> None:
-    # An MLflow that misses a table upgrades the database without asking, and the one that made it is locked out.
     from mlflow.exceptions import MlflowException
-    from mlflow.store.db.base_sql_model import Base
-    from mlflow.store.tracking import sqlalchemy_store  # noqa: F401 - declares the tables
 
-    with contextlib.closing(sqlite3.connect(file)) as connection:
-        tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
-    if tables and not tables.issuperset(Base.metadata.tables):
+    if of_another_version(file):
         raise MlflowException(
             f"{file} was made by another version of MLflow, which could not read it any more if this one wrote to it; "
             f"`mlflow db upgrade {uri}` changes it for good"

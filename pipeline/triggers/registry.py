@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from pipeline.records.address import is_server, public, resolve, sqlite_file
+from pipeline.records.migration import of_another_version
 from pipeline.triggers.work import NAME_RULE, SUFFIX, SourceVersion, is_alias, is_name
 from stages.errors import InputError, RequirementError
 
@@ -69,8 +68,10 @@ class Registry:
             file = sqlite_file(self.tracking_uri)
             if file is not None and not file.exists():
                 raise InputError(f"there is no MLflow database {file}")
-            if file is not None:
-                _refuse_to_migrate(file)
+            if file is not None and of_another_version(file):
+                raise InputError(
+                    f"{file} was made by another version of MLflow: `mlflow db upgrade` changes it for good"
+                )
             from mlflow import MlflowClient
 
             self._client = MlflowClient(self.tracking_uri, self.tracking_uri)
@@ -185,17 +186,6 @@ class Registry:
             return cause[0]
         first = message.replace(self.tracking_uri, self.name).strip().split("\n")[0]
         return first if len(first) <= 300 else first[:300] + "…"
-
-
-def _refuse_to_migrate(file: Path) -> None:
-    # An MLflow that misses a table upgrades the database without asking, and the one that made it is locked out.
-    from mlflow.store.db.base_sql_model import Base
-    from mlflow.store.model_registry import sqlalchemy_store  # noqa: F401 - declares the tables
-
-    with contextlib.closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
-        tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
-    if not tables.issuperset(Base.metadata.tables):
-        raise InputError(f"{file} was made by another version of MLflow: `mlflow db upgrade` changes it for good")
 
 
 def _or_none(ask: Any) -> Any:
