@@ -194,6 +194,10 @@ def _get(port: int, path: str) -> Any:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", path)
-        return json.loads(connection.getresponse().read())["data"]
+        response = connection.getresponse()
+        told = response.read()
+        if response.status == 503:  # it listens before it is ready
+            raise ConnectionError(told.decode())
+        return json.loads(told)["data"]
     finally:
         connection.close()
