@@ -34,11 +34,11 @@ import psutil
 
 sys.path = sys.path[1:]  # beside this file lies pipeline.py, another benchmark
 
-from pipeline.explain import find_job  # noqa: E402
-from pipeline.job import default_store  # noqa: E402
+from pipeline.finished import find_job  # noqa: E402
 from pipeline.records import Recorder  # noqa: E402
 from pipeline.records.model_files import Models, model_files  # noqa: E402
 from pipeline.result import RunResult  # noqa: E402
+from pipeline.store import default_store  # noqa: E402
 
 
 @contextlib.contextmanager

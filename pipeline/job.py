@@ -9,12 +9,11 @@ from pathlib import Path
 
 from model_repository.errors import RepositoryError, ServerError
 from pipeline.account import account
-from pipeline.fallback import Search, can_fall_back, fall_back, tell
-from pipeline.figures import seconds_text
+from pipeline.fallback import Search, fall_back, tell
 from pipeline.flow import Flow, flow_of, resolve
 from pipeline.front import front
 from pipeline.outcome import Outcome, judge_variants
-from pipeline.plan import Choice, Step
+from pipeline.plan import Step
 from pipeline.publish import make_images_of, publish
 from pipeline.recipe import DataRecipe, Recipe
 from pipeline.records import Recorder
@@ -24,7 +23,7 @@ from pipeline.runner import Failure, Runner
 from pipeline.screen import QUIET, Screen
 from pipeline.search import survey
 from pipeline.searched import CandidateResult
-from pipeline.store import Store
+from pipeline.store import Store, default_store
 from stages.artifact import Artifact, link
 from stages.errors import RequirementError, StageError
 from stages.host import fingerprint_digest, host_fingerprint
@@ -35,16 +34,9 @@ from stages.source import SOURCE, SourceOptions, locate, suggest_name
 from stages.target import lacking
 from stages.variant import Variant
 
-__all__ = ["default_store", "describe_plan", "run"]
+__all__ = ["run"]
 
 _RUN_FAILS = (StageError, RepositoryError, ServerError, RequirementError)
-
-
-def default_store() -> Path:
-    """Where finished steps are kept unless another place is named: the user's cache directory."""
-    import platformdirs
-
-    return platformdirs.user_cache_path("optimize") / "store"
 
 
 def run(
@@ -61,40 +53,6 @@ def run(
     (`status`, `exit_code`). Raises `InputError` and `DataError` if the model, the recipe or the data are wrong.
     """
     return _Job(recipe, Store(store or default_store()), screen, record, report).run()
-
-
-def describe_plan(recipe: Recipe) -> str:
-    """The steps that a run of this recipe would take, for people. Raises what `run` would for a model or data that
-    are not there."""
-    source = locate(recipe.model, task=recipe.task, allow_pickle=recipe.allow_pickle)
-    recipe = resolve(recipe, source.metadata.get("task") if source is not None else recipe.task)
-    flow = flow_of(recipe)
-    for data in (recipe.evaluation, recipe.calibration):
-        if data is not None:
-            locate_data(data.path)
-    rows = [("source", recipe.model)]
-    plan = flow.measuring(recipe)
-    if recipe.variants == "auto":
-        plan = flow.groundwork(recipe)
-        names = ", ".join(variant.name for variant in flow.variants(recipe)[1:])
-        rest = ("search", f"what is worth measuring in full, in {seconds_text(recipe.search_budget)} at most: {names}")
-    for step in plan:
-        if isinstance(step, Choice):
-            how = "the faster one, measured" if step.measured else "the fused one, if fusion changed anything"
-            what = f"{step.unfused} | {step.fused}: {how}" if step.fused else step.unfused
-            rows.append((step.name, what))
-        else:
-            rows.append((step.name, ", ".join(step.inputs.values())))
-    if recipe.variants == "auto":
-        rows += [rest, ("profile", "what the search leaves"), ("check", "what the search leaves")]
-    if recipe.fallback and any(can_fall_back(variant) for variant in flow.variants(recipe)):
-        time_for = seconds_text(recipe.fallback_budget)
-        rows.append(("fall back", f"every quantised variant that fails on accuracy, in {time_for} at most"))
-    rows.append(("select", f"every variant that passes its gates, by {recipe.objective}"))
-    for step in flow.release(recipe, recipe.name or suggest_name(recipe.model), "the chosen variant", {}):
-        rows.append((step.name, ", ".join(step.inputs.values())))
-    rows.append(("publish", recipe.repository))
-    return "\n".join(f"{name:<26} ← {what}" for name, what in rows)
 
 
 class _Job:

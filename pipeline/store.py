@@ -34,7 +34,14 @@ from stages.errors import StageError
 from stages.host import versions
 from stages.stage import Stage
 
-__all__ = ["Made", "Store", "StoredStep", "library_versions", "step_key"]
+__all__ = ["Made", "Store", "StoredStep", "default_store", "library_versions", "step_key"]
+
+
+def default_store() -> Path:
+    """Where finished steps are kept unless another place is named: the user's cache directory."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("optimize") / "store"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_planning_imports_nothing_heavy(classifier: Classifier) -> None:
     """Nothing but onnx, which looks into the file for paths that lead out of its folder."""
     program = (
-        "import sys; from pipeline import Recipe; from pipeline.job import describe_plan\n"
+        "import sys; from pipeline import Recipe; from pipeline.dry_run import describe_plan\n"
         f"describe_plan(Recipe.parse({{'model': {str(classifier.model)!r}}}))\n"
         f"print([name for name in {[name for name in HEAVY if name != 'onnx']} if name in sys.modules])"
     )
@@ -186,7 +186,7 @@ def test_the_budget_is_for_the_search_where_there_is_one(
 ) -> None:
     (tmp_path / "recipe.yaml").write_text("model: x.onnx\nvariants: auto\n")
     seen: list[Recipe] = []
-    monkeypatch.setattr("pipeline.job.describe_plan", lambda recipe: seen.append(recipe) or "")
+    monkeypatch.setattr("pipeline.dry_run.describe_plan", lambda recipe: seen.append(recipe) or "")
     arguments = [str(tmp_path / "recipe.yaml"), "--budget", "5m", "--dry-run", "--no-fallback"]
     ended = CliRunner().invoke(run, arguments + (["--variants", variants] if variants else []))
     assert ended.exit_code == 0, ended.output

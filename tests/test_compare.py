@@ -35,13 +35,13 @@ def run(place: Workplace, classifier: Classifier, *more: object) -> RunResult:
 @pytest.fixture(scope="module")
 def first(place: Workplace, classifier: Classifier) -> RunResult:
     """The size is the objective, so that int8 is what is published however fast this machine is just now."""
-    return run(place, classifier, "--max-drop", "5%", "--budget", "3s")
+    return run(place, classifier, "--max-drop", "5%", "--budget", "10s")
 
 
 @pytest.fixture(scope="module")
 def second(place: Workplace, classifier: Classifier, first: RunResult) -> RunResult:
     """The same, measured again."""
-    return run(place, classifier, "--max-drop", "6%", "--budget", "2s")
+    return run(place, classifier, "--max-drop", "6%", "--budget", "8s")
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,11 @@ def test_other_minutes_are_compared_by_their_own_baselines(
     assert before is not None
     assert after is not None
     assert speed.value == pytest.approx(after.value / before.value)
-    assert speed.low == pytest.approx(after.low / before.high)  # type: ignore[operator]
+    if after.low is None or before.high is None:  # a busy machine took few turns in the time that there was
+        assert (speed.low, speed.real) == (None, None)
+        assert "too few turns" in speed.note
+    else:
+        assert speed.low == pytest.approx(after.low / before.high)
     assert (found["latency p95"].basis, found["latency p95"].value) == ("none", None)
     assert found["accuracy"].basis == "paired", "the samples are the same, whenever they were answered"
     assert (found["accuracy"].value, found["accuracy"].real) == (0, False)

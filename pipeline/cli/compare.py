@@ -25,7 +25,7 @@ def compare(
     """
     from pipeline.compare import compare as compare_all
     from pipeline.compare.table import print_comparison
-    from pipeline.job import default_store
+    from pipeline.store import default_store
 
     told = compare_all(references, store or default_store(), tracking_uri)
     if as_json:

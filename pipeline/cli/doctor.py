@@ -20,9 +20,8 @@ __all__ = ["doctor"]
 def doctor(store: Path | None, debug: bool) -> None:
     """Tell what is installed, what is missing, and what that means. Exit code 5 if `optimize run` cannot work."""
     from pipeline.account import LIBRARIES
-    from pipeline.job import default_store
     from pipeline.records.address import public
-    from pipeline.store import library_versions
+    from pipeline.store import default_store, library_versions
     from stages.host import host_fingerprint
 
     wrong = 0

@@ -23,8 +23,8 @@ def explain(run: str, variant: str, store: Path | None, as_json: bool, debug: bo
     """
     from pipeline.explain import explain_variant
     from pipeline.explain_table import print_explanation
-    from pipeline.job import default_store
     from pipeline.screen import TerminalScreen
+    from pipeline.store import default_store
 
     told = explain_variant(store or default_store(), run, variant, TerminalScreen())
     if as_json:

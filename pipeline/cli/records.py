@@ -20,8 +20,8 @@ def records() -> None:
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def sync(store: Path | None, debug: bool) -> None:
     """Deliver the records that wait, each to the tracking server it was meant for. Exit code 5 if some still wait."""
-    from pipeline.job import default_store
     from pipeline.records import sync as deliver_all
+    from pipeline.store import default_store
 
     deliveries = deliver_all((store or default_store()) / "records")
     for delivery in deliveries:

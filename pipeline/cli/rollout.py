@@ -81,11 +81,11 @@ def rollout(
     """
     from pydantic import ValidationError
 
-    from pipeline.job import default_store
     from pipeline.rollout import CanaryOptions, ShadowOptions
     from pipeline.rollout import rollout as drive
     from pipeline.rollout.recording import record_rollout
     from pipeline.screen import TerminalScreen
+    from pipeline.store import default_store
 
     try:
         canary = CanaryOptions.model_validate(

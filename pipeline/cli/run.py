@@ -65,7 +65,7 @@ def run(
     MODEL is a Hugging Face directory or hub id, an ONNX file, a .pt2 program, module:function, or an MLflow URI
     (models:/name/3, models:/name@alias, runs:/id/path). RECIPE is a .yaml file; options win over what it says.
     """
-    from pipeline.job import describe_plan
+    from pipeline.dry_run import describe_plan
     from pipeline.job import run as run_job
     from pipeline.recipe import Recipe, merge
     from pipeline.screen import TerminalScreen

@@ -88,7 +88,7 @@ def watch(
     Exit codes with --once: 0 all was done or nothing was to do, 2 a model, a recipe or data are wrong, 3 no variant
     passed its gates, 4 a stage failed, 5 the registry cannot be reached or something else is missing here.
     """
-    from pipeline.job import default_store
+    from pipeline.store import default_store
     from pipeline.triggers import Queue, WatchOptions
     from pipeline.triggers import summary as told
     from pipeline.triggers import watch as keep_watch

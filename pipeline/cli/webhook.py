@@ -52,7 +52,7 @@ def serve(
 ) -> None:
     """Receive deliveries until interrupted: check each one's signature, keep it, answer. `optimize watch` with the same
     --store then looks at the model at once. It speaks plain HTTP: put it behind what speaks TLS."""
-    from pipeline.job import default_store
+    from pipeline.store import default_store
     from pipeline.triggers.receiver import ReceiverOptions, receive
     from pipeline.triggers.relay import GitHub, GitLab, Relay
     from pipeline.triggers.secret import read_secrets

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from model_repository import Repository
 from pipeline.compare.reference import Reference
 from pipeline.compare.subject import Subject, of_release, of_result
-from pipeline.explain import find_job
+from pipeline.finished import find_job
 from pipeline.result import RunResult, VariantResult
 from pipeline.triggers.registry import Registry
 from stages.errors import InputError
