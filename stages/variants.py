@@ -149,7 +149,7 @@ def _nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
 
 QUANTISE = Stage(
     name="quantise",
-    revision=1,
+    revision=2,
     function=quantise,
     libraries=("onnx", "onnx-ir", "onnxruntime"),
     preload=("onnx_ir", "onnxruntime"),

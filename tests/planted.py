@@ -1,4 +1,4 @@
-"""A trained model that 8-bit activations destroy, though it computes what the original does."""
+"""Trained models that a precision destroys, though they compute what the original does."""
 
 from __future__ import annotations
 
@@ -61,10 +61,37 @@ def plant_outlier(minilm: Artifact, folder: Path) -> Planted:
     return Planted(folder / "planted.onnx", folder / "evaluation.npz", product.outputs[0].name)
 
 
-def quick_run(planted: Planted) -> list[object]:
+def plant_small_weights(minilm: Artifact, folder: Path) -> Planted:
+    """The first two of MiniLM's blocks, with the values of one attention a millionth as large, which the product behind
+    it undoes: weights that 16 bits do not hold. `damaged` is the product that makes the values."""
+    import onnx_ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    graph = read_graph(minilm)
+    last, second = (_normalised(graph, f"encoder.layer.{block}.output") for block in (5, 1))
+    onnx_ir.convenience.replace_all_uses_with(last, second)
+    RemoveUnusedNodesPass()(graph)
+
+    block = "model.encoder.layer.1.attention"
+    bias, undoing = (graph.graph.initializers[f"{block}.{name}.bias"] for name in ("self.value", "output.dense"))
+    ((addition, _),), ((undone, _),) = bias.uses(), undoing.uses()
+    product, behind = (
+        next(producer for value in node.inputs if (producer := value.producer()) is not None)
+        for node in (addition, undone)
+    )
+    small = np.float32(1e-6)
+    _multiply(product.inputs[1], small)
+    _multiply(bias, small)
+    _multiply(behind.inputs[1], 1 / small)
+    onnx_ir.save(graph, folder / "planted.onnx")
+    np.savez(folder / "evaluation.npz", **encoded(minilm.path / ASSETS))  # type: ignore[arg-type]
+    return Planted(folder / "planted.onnx", folder / "evaluation.npz", product.outputs[0].name)
+
+
+def quick_run(planted: Planted, variant: str = "int8-dynamic") -> list[object]:
     """The command for `Workplace`. The size is the objective, so that nothing hangs on a busy machine's speed."""
     return [
-        "run", planted.model, "--name", "planted", "--evaluation", planted.evaluation, "--variants", "int8-dynamic",
+        "run", planted.model, "--name", "planted", "--evaluation", planted.evaluation, "--variants", variant,
         "--fuse", "never", "--objective", "size", "--batch-sizes", "1", "--budget", "1s", "--no-verify", "--no-record",
         "--json",
     ]  # fmt: skip
@@ -77,7 +104,7 @@ def _normalised(graph: Any, module: str) -> Any:
     return node.outputs[0]
 
 
-def _multiply(value: Any, factors: NDArray[np.float32]) -> None:
+def _multiply(value: Any, factors: NDArray[np.float32] | np.float32) -> None:
     import onnx_ir
 
     value.const_value = onnx_ir.tensor(value.const_value.numpy() * factors, name=value.name)

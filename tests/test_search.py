@@ -263,7 +263,7 @@ def tried(spec: str, error: float, speedup: float | None, failing: bool = False)
 
 def test_of_what_fails_only_what_fallback_could_make_the_best_is_kept() -> None:
     plain, other = tried("int8-static", 0.02, 4.0, failing=True), tried("int8-static-openvino", 0.02, 5.0, failing=True)
-    worse, half = tried("int8-static", 0.05, 4.0, failing=True), tried("fp16", 0.9, 9.0, failing=True)
+    worse, half = tried("int8-static", 0.05, 4.0, failing=True), tried("bf16", 0.9, 9.0, failing=True)
     good = tried("int8-dynamic", 0.001, 2.0)
     everyone = [plain, worse, other, half, good]
     drop_failing(everyone, fallback=True)

@@ -66,6 +66,7 @@ def in_half(
     del graph  # its weights are in the message now
     converted = onnx_ir.from_proto(_convert(proto, {*keep_types, *overflowing, *excluded}))
     _drop_narrowing_detours(converted)
+    _give_names_back(converted)
     converted.graph.sort()
     return converted
 
@@ -211,6 +212,20 @@ def _drop_narrowing_detours(graph: ir.Model) -> None:
             else:
                 onnx_ir.convenience.replace_all_uses_with(node.outputs[0], narrowing.inputs[0])
     RemoveUnusedNodesPass()(graph)
+
+
+def _give_names_back(graph: ir.Model) -> None:
+    """Let what an FP32 operator gives have its name again: the conversion has called it `<name>_cast_to_fp16`, and the
+    16-bit copy of it `<name>`."""
+    values = {str(value.name): value for node in nodes(graph) for value in node.outputs}
+    for given, value in values.items():
+        name = given.removesuffix("_cast_to_fp16")
+        copy = values.get(name)
+        if name == given or (copy is not None and copy.is_graph_output()):
+            continue
+        if copy is not None:
+            copy.name = f"{name}_half"
+        value.name = name
 
 
 def large_values(graph: ir.Model, signature: Signature) -> set[str]:
