@@ -22,8 +22,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from model_repository import Repository
 from stages.image.build import build_images
@@ -136,36 +143,71 @@ def sent(folder: Path) -> None:
     if not shutil.which("docker-registry"):
         print("docker-registry is not installed: nothing is sent")
         return
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    config = {"version": 0.1, "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
-              "http": {"addr": f"127.0.0.1:{port}"}, "log": {"accesslog": {"disabled": True}}}  # fmt: skip
-    (folder / "config.yml").write_text(json.dumps(config))
-    words = ["docker-registry", "serve", str(folder / "config.yml")]
-    running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for evidence in (False, True):
+    asked: dict[str, dict[str, Any]] = {
+        "without evidence": {"evidence": False},
+        "with bill and provenance": {},
+        "with bill, provenance and signature": {"sign_key": new_key(folder / "signer.pem")},
+    }
+    if find_spec("model_signing") is None:
+        print("model-signing is not installed: no signature")
+        del asked["with bill, provenance and signature"]
+    with registry(folder) as host:
+        for number, (what, options) in enumerate(asked.items()):
             for version, batch in enumerate((8, 16), 1):
-                tree = folder / f"tree-{evidence}-{version}"
+                tree = folder / f"tree-{number}-{version}"
                 tree.mkdir()
                 (tree / "config.pbtxt").write_text(CONFIG % batch)
                 (tree / "tokenizer.json").write_bytes(b"token " * 100_000)
                 (tree / "model.onnx").write_bytes(bytes(range(256)) * 400_000)
-                repository = folder / f"repository-{evidence}"
+                repository = folder / f"repository-{number}"
                 Repository(repository).publish("m", tree, PROVENANCE)
                 (built,) = build_images(
                     release=read_release(repository, "m"),
-                    to=parse_reference(f"127.0.0.1:{port}/m-{str(evidence).lower()}"),
-                    options=ImageOptions(evidence=evidence, model_base="scratch"),
+                    to=parse_reference(f"{host}/m-{number}"),
+                    options=ImageOptions(**options, model_base="scratch"),
                     access=Access(plain_http=True),
                     layer_cache=folder / "cache",
                     scratch=folder,
                 )
-                what = "with evidence" if evidence else "without evidence"
                 print(f"version {version} {what}: {built.sent_bytes} bytes sent, of an image of {built.size_bytes}")
+
+
+@contextmanager
+def registry(folder: Path) -> Iterator[str]:
+    """A docker-registry on the loopback that answers."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        host = f"127.0.0.1:{probe.getsockname()[1]}"
+    config = {"version": 0.1, "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
+              "http": {"addr": host}, "log": {"accesslog": {"disabled": True}}}  # fmt: skip
+    (folder / "config.yml").write_text(json.dumps(config))
+    words = ["docker-registry", "serve", str(folder / "config.yml")]
+    running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while not answers(f"http://{host}/v2/"):
+            if running.poll() is not None or time.monotonic() > until:
+                raise SystemExit("docker-registry does not start")
+            time.sleep(0.05)
+        yield host
     finally:
         running.terminate()
         running.wait()
+
+
+def answers(address: str) -> bool:
+    try:
+        with urlopen(address, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def new_key(path: Path) -> Path:
+    """A private key of P-256, for this run alone."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    plain = serialization.NoEncryption()
+    path.write_bytes(private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+    return path
 
 
 if __name__ == "__main__":

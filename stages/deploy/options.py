@@ -12,8 +12,10 @@ from stages.image.reference import LayoutReference, parse_reference
 
 __all__ = ["DeployOptions", "pinned"]
 
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-_NAME = "^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_LABEL = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_Name = Annotated[str, Field(max_length=253, pattern=rf"^{_LABEL}(\.{_LABEL})*$")]
+"""As DNS has them."""
 
 
 class DeployOptions(BaseModel):
@@ -38,20 +40,20 @@ class DeployOptions(BaseModel):
     image: str
     candidate_image: str | None = None
     server_image: str | None = None
-    host: Annotated[str, Field(pattern=_NAME)] = "inference.example.com"
-    gateway: Annotated[str, Field(pattern=_NAME)] = "inference"
-    namespace: Annotated[str, Field(pattern="^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] | None = None
+    host: _Name = "inference.example.com"
+    gateway: _Name = "inference"
+    namespace: Annotated[str, Field(pattern=f"^{_LABEL}$")] | None = None
     runtime_version: str = "26.07-py3"
     replicas: PositiveInt = 2
     max_replicas: PositiveInt = 6
     cpus: PositiveInt = 2
-    keys: tuple[Digest, ...] = ()
+    keys: tuple[_Digest, ...] = ()
     share_percent: Annotated[int, Field(ge=1, le=99)] = 5
     mirror_percent: Annotated[int, Field(ge=1, le=100)] = 10
     slower_alert: Annotated[float, Field(gt=1)] = 2.0
     requests_per_10s: PositiveInt = 1000
     body_bytes: PositiveInt = 16 * 1024 * 1024
-    answer_s: PositiveInt = 30
+    answer_s: Annotated[int, Field(ge=1, le=99_999)] = 30  # the Gateway API writes durations with five digits
     port: Annotated[NonNegativeInt, Field(le=65535)] = 8443
     haproxy_image: str = "docker.io/library/haproxy:3.2"
     prometheus_image: str = "docker.io/prom/prometheus:v3.5.0"

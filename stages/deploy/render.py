@@ -65,8 +65,7 @@ class _Files:
         items = list(objects)
         if self.namespace is not None:
             items = [item | {"metadata": {"namespace": self.namespace} | item["metadata"]} for item in items]
-        if reason := check_objects(name, items):
-            self.unchecked[name] = reason
+        check_objects(name, items)
         self.texts[name] = _yaml(*items)
 
 

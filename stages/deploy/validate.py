@@ -1,9 +1,9 @@
 """Holding what is emitted against its own rules before it is written, without a network or a cluster.
 
-Compose files go by the Compose specification's schema, objects of Kubernetes by the API's own (`schemas/`, trimmed;
-each says where it comes from). No schemas of custom resources are here: what is emitted of them is told as not checked.
-Schemas know fields and types: whether a cluster has an ingress of that name they do not. HAProxy and Prometheus check
-their own files, where the programs `haproxy` and `promtool` are installed.
+Compose files go by the Compose specification's schema, objects of Kubernetes and custom resources by the schemas of
+their projects (`schemas/`, trimmed; each says where it comes from). Schemas know fields, types and values: whether a
+cluster has an ingress of that name they do not. HAProxy and Prometheus check their own files, where the programs
+`haproxy` and `promtool` are installed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -22,8 +22,13 @@ from stages.errors import StageError
 
 __all__ = ["check_compose", "check_haproxy", "check_objects", "check_rules"]
 
-_BUILT_IN = ("Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget")
-_POD = "io.k8s.api.core.v1.PodTemplateSpec"
+_CUSTOM = {
+    "argoproj.io": "argo-rollouts.json",
+    "gateway.networking.k8s.io": "gateway-api.json",
+    "serving.kserve.io": "kserve.json",
+    "traefik.io": "traefik.json",
+}
+"""Where the schemas of an API group are; Kubernetes' own groups are all in one file."""
 _ASIDE = "/usr/sbin:/sbin:/usr/local/sbin"
 """Where servers are installed that are not on everybody's path."""
 
@@ -33,26 +38,17 @@ def check_compose(name: str, document: Mapping[str, Any]) -> None:
     _check(name, document, _validator("compose.json"))
 
 
-def check_objects(name: str, objects: list[dict[str, Any]]) -> str | None:
-    """Why some of `objects` were not checked; None if all were. Raises `StageError` if one is not what its kind says.
-
-    Of a custom resource the metadata is checked, and the pods that it is made of, which are Kubernetes' own.
+def check_objects(name: str, objects: Iterable[Mapping[str, Any]]) -> None:
+    """Raises `StageError` if one of `objects` is not what its API version and kind say, or if there is no schema of it;
+    `name` is the file's.
     """
-    custom = []
     for item in objects:
-        kind = item["kind"]
-        where = f"{name} ({kind} {item['metadata']['name']})"
-        if kind in _BUILT_IN:
-            _check(where, item, _validator("kubernetes.json", f"#/$defs/{kind}"))
-            continue
-        custom.append(f"{kind} ({item['apiVersion']})")
-        _check(where, item["metadata"], _validator("kubernetes.json", "#/$defs/metadata"))
-        if (template := item.get("spec", {}).get("template")) is not None:
-            _check(where, template, _validator("kubernetes.json", f"#/$defs/{_POD}"))
-    if not custom:
-        return None
-    kinds = ", ".join(dict.fromkeys(custom))
-    return f"no schema of {kinds} is here; a cluster that has it checks it: `kubectl apply --dry-run=server -f {name}`"
+        api, kind = str(item.get("apiVersion")), str(item.get("kind"))
+        where = f"{name} ({kind} {item.get('metadata', {}).get('name', 'without a name')})"
+        file = _CUSTOM.get(api.rpartition("/")[0], "kubernetes.json")
+        if kind not in _schema(file)["$defs"]:
+            raise StageError(f"{where} cannot be checked: stages/deploy/schemas has no schema of {kind} ({api})")
+        _check(where, item, _validator(file, f"#/$defs/{kind}"))
 
 
 def check_haproxy(text: str) -> str | None:
@@ -131,7 +127,7 @@ def _validator(file: str, reference: str = "#") -> Any:
     from referencing import Registry
     from referencing.jsonschema import DRAFT202012
 
-    names = [file, "kubernetes.json"]
+    names = [file, "kubernetes.json"]  # custom resources refer to Kubernetes' types
     registry: Registry[Any] = Registry().with_contents(
         [(f"schema:{name}", _schema(name)) for name in names], default_specification=DRAFT202012
     )

@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import json
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback import unused_ports
 
 from model_repository import Repository
 from model_repository.server import Server
@@ -25,6 +25,7 @@ from pipeline.rollout.runtime_socket import FrontDoorSocket
 from stages.artifact import Artifact
 from stages.deploy.deployment import DEPLOYMENT, Deployment, VersionSummary
 from stages.deploy.front_door import FrontDoor, Limits, Upstream, haproxy_configuration
+from stages.errors import RequirementError
 from stages.model import Model
 from stages.package import PackageOptions, package
 from stages.runtime.onnxruntime import signature_of
@@ -90,11 +91,11 @@ class Stack:
 
     def restart(self) -> None:
         self.stop()
-        self.process = _start(self.program, self.folder, self.port)
+        self.process = _start(self.program, self.folder)
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(60)
 
     def ask(self, method: str = "POST", path: str = PATH, body: bytes | None = BODY, **headers: str) -> tuple[int, str]:
         """Status and body. A header's name is written with `_`."""
@@ -108,14 +109,15 @@ class Stack:
             connection.close()
 
 
-def _start(program: str, folder: Path, port: int) -> subprocess.Popen[bytes]:
+def _start(program: str, folder: Path) -> subprocess.Popen[bytes]:
+    """HAProxy, once its own socket answers: it opens that one with all others. A port alone may be somebody else's."""
     with (folder / "haproxy.log").open("ab") as log:
         process = subprocess.Popen([program, "-db", "-f", str(folder / "haproxy.cfg")], stdout=log, stderr=log)
-    for _ in range(200):
+    for _ in range(2400):
         try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
+            FrontDoorSocket(folder / "run").servers()
             return process
-        except OSError:
+        except RequirementError:
             assert process.poll() is None, (folder / "haproxy.log").read_text()
             time.sleep(0.05)
     raise AssertionError("the front door does not listen")
@@ -139,9 +141,7 @@ def stack(
     (folder / "run").mkdir(parents=True)
     (folder / "run" / "servers.state").write_text("1\n")
     (folder / "keys.sha256").write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = unused_ports(1)
     door = FrontDoor(
         model=MODEL,
         stable=Upstream(stable, 100 - share),
@@ -161,7 +161,7 @@ def stack(
         model=MODEL, target="compose", strategy=strategy, stable=images[0], candidate=images[1], run="run"
     )  # fmt: skip
     (folder / DEPLOYMENT).write_text(deployment.model_dump_json())
-    running = Stack(folder, port, _start(program, folder, port), program, keyed)
+    running = Stack(folder, port, _start(program, folder), program, keyed)
     try:
         yield running
     finally:
@@ -193,7 +193,7 @@ class Load:
 
     def join(self) -> None:
         for thread in self._threads:
-            thread.join(60)
+            thread.join(600)
 
     def wait_for(self, requests: int) -> None:
         """Until so many more requests have been answered."""

@@ -6,6 +6,7 @@ import http.client
 import json
 import ssl
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,15 @@ from stages.errors import InputError, RequirementError
 def test_a_tenth_of_the_requests_goes_to_a_canary_of_ten_percent(versions: dict[str, str], tmp_path: Path) -> None:
     with stack(tmp_path / "s", versions["stable"], versions["twin"], share=10) as door:
         stream = door.socket.stream()
+        while not stream.take():  # the front door begins to tell when it has read that it shall
+            door.ask()
+            time.sleep(0.02)
         with Load(door.port, most=5000) as load:
             load.join()
         lines = []
         while len(lines) < 5000:
             lines += [line for line in stream.take() if line["asked"] == "1"]
+            time.sleep(0.02)
         stream.close()
     assert load.answers == {"200": 5000}
     candidate = sum(line["server"] == "candidate" for line in lines)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from front import BODY, MODEL, PATH, make_repository
+from loopback import unused_ports
 
 from model_repository.environment import ServerEnvironment
 from model_repository.server import Server
@@ -145,25 +146,21 @@ def test_a_real_prometheus_finds_what_rules_and_dashboard_ask_for(measured: Serv
     configuration = scrape_configuration(VERSIONS)
     where = measured.metrics_address.removeprefix("http://").removesuffix("/metrics")
     configuration["scrape_configs"][0]["static_configs"][0]["targets"] = [where]
-    configuration["global"] = {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"}
+    configuration["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(configuration))
     (tmp_path / "rules.yml").write_text(yaml.safe_dump(alert_rules(VERSIONS, OPTIONS)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = unused_ports(1)
     command = [prometheus, f"--web.listen-address=127.0.0.1:{port}", f"--storage.tsdb.path={tmp_path / 'data'}",
                f"--config.file={tmp_path / 'prometheus.yml'}"]  # fmt: skip
     with (tmp_path / "log").open("wb") as log:
         running = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        _ask(measured, 50)
-        _value(port, 'up{job="triton"}')
-        for _ in range(3):  # rates need requests between two scrapes
+        for asked_before in (0, 50, 100, 150):  # rates need requests between two scrapes
             _ask(measured, 50)
-            time.sleep(0.6)
+            _value(port, f"nv_inference_request_success > {asked_before}")
         asked = [target["expr"] for panel in dashboard(VERSIONS)["panels"] for target in panel["targets"]]
         values = {expression: _value(port, expression) for expression in asked}
-        rules = _get(port, "/api/v1/rules")["groups"][0]["rules"]
+        rules = _evaluated(port)
     finally:
         running.terminate()
         running.wait(20)
@@ -178,16 +175,26 @@ def test_a_real_prometheus_finds_what_rules_and_dashboard_ask_for(measured: Serv
 
 def _value(port: int, expression: str) -> dict[str, Any]:
     """The one value of an expression, as soon as there is one."""
-    for _ in range(300):
+    for _ in range(1800):
         try:
             found = _get(port, "/api/v1/query?" + urllib.parse.urlencode({"query": expression}))["result"]
         except OSError:
             found = []
-        if found:
+        if found and not math.isnan(float(found[0]["value"][1])):
             assert len(found) == 1, found
             return {"value": float(found[0]["value"][1]), "labels": found[0]["metric"]}
         time.sleep(0.1)
     raise AssertionError(f"Prometheus knows nothing of {expression}")
+
+
+def _evaluated(port: int) -> list[dict[str, Any]]:
+    """The rules, once each has been evaluated."""
+    for _ in range(1800):
+        rules: list[dict[str, Any]] = _get(port, "/api/v1/rules")["groups"][0]["rules"]
+        if all(rule["health"] != "unknown" for rule in rules):
+            return rules
+        time.sleep(0.1)
+    raise AssertionError("Prometheus does not evaluate the rules")
 
 
 def _get(port: int, path: str) -> Any:

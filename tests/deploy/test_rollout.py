@@ -22,7 +22,7 @@ from pipeline.rollout.shadow import relative_error
 from stages.deploy.deployment import DEPLOYMENT
 from stages.errors import InputError, RequirementError, StageError
 
-QUICK = CanaryOptions(steps=(30, 60), slack_ms=20.0, max_errors=0.05, spacing_ms=0, step_at_least_s=0, step_s=60)
+QUICK = CanaryOptions(steps=(30, 60), slack_ms=20.0, max_errors=0.05, spacing_ms=0, step_at_least_s=0, step_s=300)
 """Wide margins, so that a busy machine decides with few requests."""
 
 
@@ -46,7 +46,7 @@ def test_a_slow_candidate_is_rolled_back_by_itself(versions: dict[str, str], tmp
     assert len(result.steps) == 1 and result.steps[0].verdict == "worse"
     assert "latency_p50_ms" in result.reason
     median = next(measure for measure in result.steps[0].measures if measure.name == "latency_p50_ms")
-    assert median.candidate.value > 20 > median.stable.value
+    assert median.candidate.value > median.stable.value + 20
     assert set(load.answers) == {"200"}
 
 
@@ -54,7 +54,7 @@ def test_a_seldom_asked_version_is_given_some_slack(versions: dict[str, str], tm
     options = CanaryOptions(slack_ms=1.0, cold_slack_ms=10.0)
     assert [options.margins(percent).slack_ms for percent in (5, 39, 40, 50, 95)] == [10.0, 10.0, 1.0, 1.0, 1.0]
     assert options.margins(5).alpha == pytest.approx(0.05 / 3)
-    patient = QUICK.model_copy(update={"steps": (10,), "slack_ms": 0.0, "max_slower": 0.0, "cold_slack_ms": 100.0})
+    patient = QUICK.model_copy(update={"steps": (10,), "slack_ms": 0.0, "max_slower": 0.0, "cold_slack_ms": 400.0})
     with stack(tmp_path / "s", versions["stable"], versions["slow"]) as door, Load(door.port, clients=4):
         assert rollout(door.folder, canary=patient).status == "promoted"
 
@@ -121,7 +121,7 @@ def test_two_rollouts_do_not_drive_one_deployment(versions: dict[str, str], tmp_
         with pytest.raises(InputError, match="another rollout drives"):
             rollout(door.folder, mode="promote")
         assert rollout(door.folder, mode="roll-back").candidate_percent == 0
-        answer, _ = running.communicate(timeout=60)
+        answer, _ = running.communicate(timeout=300)
         assert door.weights() == (100, 0)
     assert running.returncode == 3 and "somebody else" in json.loads(answer)["reason"]
 
@@ -240,7 +240,7 @@ def test_ctrl_c_gives_the_traffic_back(versions: dict[str, str], tmp_path: Path)
         running = _command(door, "--steps", "50", "--no-record", "--json")
         _until(lambda: door.weights() == (50, 50))
         os.kill(running.pid, signal.SIGINT)
-        answer, said = running.communicate(timeout=60)
+        answer, said = running.communicate(timeout=300)
         assert door.weights() == (100, 0)
     assert running.returncode == 3
     assert "interrupted: the stable version has all of the traffic again" in said
@@ -252,7 +252,7 @@ def test_a_killing_signal_gives_the_traffic_back_too(versions: dict[str, str], t
         running = _command(door, "--steps", "50", "--no-record")
         _until(lambda: door.weights() == (50, 50))
         running.terminate()
-        running.communicate(timeout=60)
+        running.communicate(timeout=300)
         assert door.weights() == (100, 0)
     assert running.returncode == 128 + signal.SIGTERM
 
@@ -291,7 +291,7 @@ def _command(door: Stack, *arguments: str) -> subprocess.Popen[str]:
 
 
 def _until(condition) -> None:
-    for _ in range(600):
+    for _ in range(1800):
         if condition():
             return
         time.sleep(0.1)

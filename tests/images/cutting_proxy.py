@@ -53,6 +53,8 @@ class CuttingProxy:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     client.close()
                     break
+        with contextlib.suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)  # or the other thread, which reads from it, would keep it open
         server.close()
 
     def _back(self, server: socket.socket, client: socket.socket) -> None:

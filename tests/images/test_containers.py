@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 from cutting_proxy import CuttingProxy
 from image_releases import PRINT_PEAK, QUICK, noise, peak_mb
+from loopback import unused_ports
 from workplace import Classifier
 
 from model_repository import Repository
@@ -60,7 +60,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`host:port` of a docker-registry."""
     needed("docker-registry")
     path = tmp_path_factory.mktemp("registry")
-    (port,) = free_ports(1)
+    (port,) = unused_ports(1)
     config = {
         "version": 0.1,
         "storage": {"filesystem": {"rootdirectory": str(path / "data")}},
@@ -70,10 +70,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (path / "config.yml").write_text(json.dumps(config))
     with (path / "log").open("w") as log:
         running = subprocess.Popen(["docker-registry", "serve", str(path / "config.yml")], stdout=log, stderr=log)
-        wait_for(lambda: fetch(f"http://127.0.0.1:{port}/v2/")[0] == 200, running)
-        yield f"127.0.0.1:{port}"
-        running.terminate()
-        running.wait()
+        try:
+            wait_for(lambda: fetch(f"http://127.0.0.1:{port}/v2/")[0] == 200, running)
+            yield f"127.0.0.1:{port}"
+        finally:
+            running.terminate()
+            running.wait()
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,14 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
 
 @pytest.fixture(scope="module")
 def digits(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """The trained classifier. Its requests wait for others up to 2 s, so that some can be under way at any moment."""
+    """The trained classifier. Its requests wait for others up to 8 s, so that some can be under way at any moment."""
     from stages.runtime.onnxruntime import signature_of
 
     path = tmp_path_factory.mktemp("digits")
     tree = path / "tree"
     tree.mkdir()
     shutil.copy(classifier.model, tree / "model.onnx")
-    options = ConfigOptions(max_batch_size=64, max_queue_delay_us=2_000_000, threads=1)
+    options = ConfigOptions(max_batch_size=64, max_queue_delay_us=8_000_000, threads=1)
     (tree / "config.pbtxt").write_text(to_text(build("digits", signature_of(tree / "model.onnx"), options)))
     Repository(path / "repository").publish("digits", tree, {})
     return read_release(path / "repository", "digits")
@@ -196,7 +198,7 @@ def test_a_release_is_served_read_only_without_rights_and_loses_no_request(
     import onnxruntime
 
     built = images["serving"]
-    ports = free_ports(3)
+    ports = unused_ports(3)
     command = [with_port(word, dict(zip(built.ports.values(), ports, strict=True))) for word in built.command]
     podman("pull", "--quiet", "--tls-verify=false", built.reference)
     name = podman("run", "--detach", *HARDENED, built.reference, *command).strip()
@@ -256,7 +258,7 @@ def infer(address: str, sample: Any) -> Any:
 def fetch(url: str, body: bytes | None = None) -> tuple[int, str]:
     """Status and text; 0 if nobody answers."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=30) as response:
+        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=120) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -265,20 +267,12 @@ def fetch(url: str, body: bytes | None = None) -> tuple[int, str]:
 
 
 def wait_for(holds: Any, process: subprocess.Popen[Any] | None = None) -> None:
-    for _ in range(1200):
+    for _ in range(3000):
         if holds():
             return
         assert process is None or process.poll() is None
         time.sleep(0.1)
-    raise AssertionError("it did not come to pass in two minutes")
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
+    raise AssertionError("it did not come to pass in five minutes")
 
 
 def with_port(word: str, ports: dict[int, int]) -> str:
