@@ -12,8 +12,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -26,7 +25,7 @@ from calibration.dataset import data_files, dataset_type
 from calibration.errors import DataError
 from calibration.keep import keep_rows
 from stages.errors import InputError, RequirementError
-from stages.source.mlflow_model import NO_SUCH
+from stages.mlflow_access import asking
 
 if TYPE_CHECKING:
     from mlflow.entities import Dataset
@@ -54,7 +53,7 @@ def bring(reference: str, tracking_uri: str | None, out: Path) -> dict[str, Any]
     or what is there has another digest; `RequirementError` if the tracking server or the source cannot be reached.
     """
     owner, _, name = reference.removeprefix(_PREFIX).partition("/")
-    with _asking(reference, tracking_uri) as client:
+    with asking(reference, tracking_uri) as client:
         if not name and owner.startswith("d-"):
             return _own_records(client.get_dataset(owner), reference, out)
         if not (owner and name):
@@ -74,28 +73,6 @@ def bring(reference: str, tracking_uri: str | None, out: Path) -> dict[str, Any]
             (out / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / file, out / file)
     return {"type": kind, "name": reference, "digest": dataset.digest, "warnings": warnings}
-
-
-@contextmanager
-def _asking(reference: str, tracking_uri: str | None) -> Iterator[Any]:
-    try:
-        import mlflow
-        from mlflow.exceptions import MlflowException
-    except ImportError as error:
-        raise RequirementError("mlflow is not installed: `pip install mlflow`") from error
-    where = tracking_uri or mlflow.get_tracking_uri()
-    # An evaluation dataset loads its records from where the process's own URI points, whatever client it came from
-    # (MLflow 3.17, `EvaluationDataset.records`).
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(where)
-    try:
-        yield mlflow.MlflowClient(where)
-    except MlflowException as error:
-        if error.error_code in NO_SUCH:
-            raise InputError(f"{reference} is not in MLflow at {where}: {error.message}") from error
-        raise RequirementError(f"{reference} cannot be had from MLflow at {where}: {error.message}") from error
-    finally:
-        mlflow.set_tracking_uri(before)
 
 
 def _own_records(dataset: Any, reference: str, out: Path) -> dict[str, Any]:

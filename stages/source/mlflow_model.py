@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from stages.artifact import link
-from stages.errors import InputError, RequirementError
+from stages.errors import InputError
+from stages.mlflow_access import asking
 from stages.model import Task
 from stages.source.exported import input_names
 from stages.source.pickles import refuse_pickle
 from stages.source.python_function import write_program
 
-__all__ = ["NO_SUCH", "download", "trace", "unpack"]
-
-NO_SUCH = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND", "ENDPOINT_NOT_FOUND"}
+__all__ = ["download", "trace", "unpack"]
 
 
 def download(reference: str, tracking_uri: str | None, scratch: Path) -> Path:
@@ -29,25 +28,12 @@ def download(reference: str, tracking_uri: str | None, scratch: Path) -> Path:
     if not reference.startswith(("models:/", "runs:/")):
         return Path(reference).expanduser()
     try:
-        import mlflow
-        from mlflow.exceptions import MlflowException
-    except ImportError as error:
-        raise RequirementError("mlflow is not installed: `pip install mlflow`") from error
-    where = tracking_uri or mlflow.get_tracking_uri()
-    # `download_artifacts` has arguments for the URIs, but looks a registered model up where the process's own URI
-    # points (MLflow 3.17, `ModelsArtifactRepository._get_model_uri_infos`).
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(where)
-    try:
-        root = mlflow.artifacts.download_artifacts(artifact_uri=reference, dst_path=str(scratch / "download"))
-    except MlflowException as error:
-        if error.error_code in NO_SUCH:
-            raise InputError(f"{reference} is not in MLflow at {where}: {error.message}") from error
-        raise RequirementError(f"{reference} cannot be had from MLflow at {where}: {error.message}") from error
+        with asking(reference, tracking_uri):
+            import mlflow
+
+            root = mlflow.artifacts.download_artifacts(artifact_uri=reference, dst_path=str(scratch / "download"))
     except OSError as error:
-        raise InputError(f"the files of {reference} (MLflow at {where}) cannot be read: {error}") from error
-    finally:
-        mlflow.set_tracking_uri(before)
+        raise InputError(f"the files of {reference} cannot be brought from MLflow: {error}") from error
     return Path(root)
 
 
