@@ -100,8 +100,8 @@ language: $(LLAMA)/build/checkpoint/config.json ## what quantising a language mo
 	$(BIN)/python benchmarks/language.py $(ARGS)
 
 gpu: env ## on a machine with an NVIDIA GPU: the tests that need one, and a table of speeds
-	$(BIN)/pytest tests/gpu
-	$(BIN)/python benchmarks/gpu.py $(ARGS)
+	@# Tests that fail do not cost the table.
+	$(BIN)/pytest tests/gpu; tested=$$?; $(BIN)/python benchmarks/gpu.py $(ARGS) && exit $$tested
 
 records: env ## what recording a run costs
 	$(BIN)/python benchmarks/records.py $(ARGS)

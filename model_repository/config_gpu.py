@@ -27,6 +27,11 @@ _PROVIDER_KEYS = frozenset((
 2026). With any other it refuses to load the model."""
 
 
+_GRAPHS = (1, 2, 3, 4, 6, 8, 12, 16)
+"""Batch sizes that a CUDA graph is captured for: those that Triton takes for a model that it does not batch
+(triton-inference-server/tensorrt_backend, `InitializeGraphSpecs` in `src/instance_state.cc`)."""
+
+
 class GpuOptions(BaseModel):
     """How Triton is to run a model on GPUs.
 
@@ -66,6 +71,9 @@ def describe_gpu(config: Any, signature: Signature, options: GpuOptions, instanc
         config.cc_model_filenames[capability] = file
     if config.backend == "tensorrt" and _fixed(signature):
         config.optimization.cuda.graphs = True
+        # Unless they are named, a server that puts batches together captures them for 1 and the largest only.
+        for size in sorted({size for size in (*_GRAPHS, config.max_batch_size) if size <= config.max_batch_size} - {0}):
+            config.optimization.cuda.graph_spec.add(batch_size=size)
     accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
     if options.tensorrt_provider is not None:
         # In front of CUDA's, which takes what TensorRT leaves.

@@ -32,8 +32,9 @@ SERVERS: Mapping[str, str] = {
 """TensorRT by tag of NVIDIA's container `tritonserver`, as far as it strongly types networks as we need it (10.12).
 
 Source: the table "Container Name: trtllm-python-py3" in docs/introduction/compatibility.md of
-github.com/triton-inference-server/server (July 2026). For other images of a release no such table is published there;
-name their TensorRT version itself.
+github.com/triton-inference-server/server (July 2026). As published, these images have no backend `tensorrt` (its
+maintainers in issue 6708 there, and issue 471 of tensorrtllm_backend): they serve plans where it was built into them,
+as issue 8462 tells. For other images of a release no such table is published there; name their TensorRT version itself.
 """
 
 _SERVER = ".server.json"
@@ -60,8 +61,8 @@ def record_server(repository: Path, server: str) -> None:
     """Note which server reads a repository. Raises `RepositoryError` for one whose TensorRT is not known."""
     if tensorrt_of(server) is None:
         raise RepositoryError(
-            f"nothing is known of the TensorRT of the server {server!r}: name one of {', '.join(SERVERS)}, or the "
-            "TensorRT version itself, such as 10.13.3.9"
+            f"nothing is known of the TensorRT of the server {server!r}: name its version, such as 10.13.3.9 (in the "
+            f"container `dpkg -l | grep libnvinfer` tells it), or one of {', '.join(SERVERS)}"
         )
     repository.mkdir(parents=True, exist_ok=True)
     incoming = repository / f"{_SERVER}.{os.getpid()}"

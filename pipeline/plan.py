@@ -26,7 +26,7 @@ from stages.quantise.variant import Runtime
 from stages.runtime.provider import CudaOptions
 from stages.sensitivity import SENSITIVITY, SensitivityOptions
 from stages.stage import Stage
-from stages.target import TARGET_RUNTIMES, lacking
+from stages.target import RUNTIME_LIBRARIES, TARGET_RUNTIMES, lacking
 from stages.variants import BASELINE, QUANTISE, VariantConfig
 from stages.verify import VERIFY, VerifyOptions
 
@@ -40,13 +40,6 @@ CALLS_FOR_P99 = 400
 
 CALIBRATION_SAMPLES = 256
 """So many are drawn from calibration data unless the recipe says how many."""
-
-_RUNTIME_LIBRARIES = {
-    "onnxruntime": ("onnxruntime",),
-    "openvino": ("onnxruntime", "openvino"),
-    "onnxruntime-cuda": ("onnxruntime", "onnxruntime-gpu"),
-    "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
-}
 
 _TENSORRT_OPSET = 21
 """In which DequantizeLinear knows blocks, and QuantizeLinear FP8."""
@@ -184,7 +177,7 @@ def forms_of(recipe: Recipe, variant: VariantConfig) -> tuple[list[Step], Choice
 
     def step(name: str, model: str, unlike: str | None = None) -> Step:
         inputs = {"model": model} | ({"statistics": "calibrate"} if variant.needs_data else {})
-        libraries = (*variant.libraries, *_RUNTIME_LIBRARIES[variant.runtime])
+        libraries = (*variant.libraries, *RUNTIME_LIBRARIES[variant.runtime])
         return Step(name, QUANTISE, variant, inputs, fails=False, libraries=libraries, unlike=unlike)
 
     unfused, fused = f"make {variant.name}", f"make {variant.name} fused"
@@ -205,7 +198,7 @@ def _compile_step(recipe: Recipe, variant: VariantConfig) -> Step:
         _compile_options(recipe),
         {"model": f"make {variant.name}", "data": _shapes_from(recipe)},
         fails=False,
-        libraries=_RUNTIME_LIBRARIES["tensorrt"],
+        libraries=RUNTIME_LIBRARIES["tensorrt"],
         lacks=lacking(recipe.target),
     )
 
@@ -262,7 +255,7 @@ def profile_step(recipe: Recipe, forms: Mapping[str, str]) -> Step:
         **({"min_calls": CALLS_FOR_P99} if needs_p99 else {}),
     )
     optional = frozenset(forms.values()) - {forms[BASELINE]}
-    libraries = {library for variant in variants_of(recipe) for library in _RUNTIME_LIBRARIES[variant.runtime]}
+    libraries = {library for variant in variants_of(recipe) for library in RUNTIME_LIBRARIES[variant.runtime]}
     inputs = {"data": "prepare", **forms}
     return Step(
         "profile",
@@ -301,7 +294,7 @@ def check_step(
         options,
         inputs,
         fails=variant.name == BASELINE,
-        libraries=_RUNTIME_LIBRARIES["onnxruntime" if lacks else variant.runtime],
+        libraries=RUNTIME_LIBRARIES["onnxruntime" if lacks else variant.runtime],
     )
 
 
@@ -316,7 +309,7 @@ def release_plan(
     recipe: Recipe, name: str, winner: str, typical_length: int, runtime: Runtime = "onnxruntime"
 ) -> list[Step]:
     """From the chosen variant, made for `runtime`, to a release that a real server has answered from."""
-    libraries = _RUNTIME_LIBRARIES[runtime]
+    libraries = RUNTIME_LIBRARIES[runtime]
     package = PackageOptions(
         name=name,
         max_batch_size=recipe.serving.max_batch_size,

@@ -14,7 +14,7 @@ from stages.host import versions
 from stages.quantise.variant import Runtime, VariantConfig
 from stages.variant import Variant
 
-__all__ = ["TARGET_RUNTIMES", "USUAL_VARIANTS", "Target", "for_target", "lacking"]
+__all__ = ["RUNTIME_LIBRARIES", "TARGET_RUNTIMES", "USUAL_VARIANTS", "Target", "for_target", "lacking"]
 
 Target = Literal["cpu", "cuda", "tensorrt"]
 
@@ -24,6 +24,14 @@ TARGET_RUNTIMES: Mapping[Target, tuple[Runtime, ...]] = {
     "tensorrt": ("tensorrt",),
 }
 """What runs graphs on each target, the usual one first."""
+
+RUNTIME_LIBRARIES: Mapping[str, tuple[str, ...]] = {
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("onnxruntime", "openvino"),
+    "onnxruntime-cuda": ("onnxruntime", "onnxruntime-gpu", "cuda-bindings"),
+    "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "cuda-bindings"),
+}
+"""The distributions that are a runtime, under the names that they come by: those installed decide what it does."""
 
 USUAL_VARIANTS: Mapping[Target, tuple[str, ...]] = {
     "cpu": ("fp16", "int8-dynamic"),
@@ -67,6 +75,8 @@ def lacking(target: Target) -> str | None:
         return None
     if not gpus():
         return NEEDS_GPU
+    if not versions(["cuda-bindings"]):
+        return "needs cuda-bindings: `pip install 'optimize-pipeline[gpu]'`"
     if target == "tensorrt" and importlib.util.find_spec("tensorrt") is None:
         return "needs TensorRT's Python package: `pip install 'optimize-pipeline[tensorrt]'`"
     if target == "cuda" and not versions(["onnxruntime-gpu"]):

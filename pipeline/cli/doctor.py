@@ -105,7 +105,7 @@ def _gpu_targets() -> None:
         click.echo(f"  {'':<16} {'can run here' if reason is None else f'only made and checked here: {reason}'}")
     click.echo("GPUs")
     for gpu in gpus():
-        memory = f"{gpu.memory_bytes / 2**30:.0f} GiB"
+        memory = f"{gpu.memory_bytes / 2**30:.0f} GiB" if gpu.memory_bytes else "memory not told"
         click.echo(
             f"  {gpu.index:<16} {gpu.name}, {memory}, compute capability {gpu.capability}, "
             f"driver {gpu.driver} (CUDA {gpu.cuda})"

@@ -49,8 +49,8 @@ def ensure_computes_in(precision: str, counts: Mapping[str, int]) -> None:
 
 
 def _dtypes(layer: Mapping[str, Any]) -> set[str]:
-    """From formats of inputs and outputs, types of weights, and the tactic's name; not from names of layers, which are
-    the model's own words."""
+    """From formats of inputs and outputs and from types of weights; not from names of layers, which are the model's own
+    words."""
     said = [str(tensor.get("Format/Datatype", "")) for side in ("Inputs", "Outputs") for tensor in layer.get(side, [])]
     said += [str(value.get("Type", "")) for value in layer.values() if isinstance(value, dict)]
     said += [str(tensor.get("Datatype", "")) for side in ("Inputs", "Outputs") for tensor in layer.get(side, [])]

@@ -23,6 +23,7 @@ from stages.profile.taken import Taken, take
 from stages.progress import SILENT, Progress
 from stages.runtime import DEVICE_TIMES, RuntimeOptions, runtime_of
 from stages.stage import Stage
+from stages.target import RUNTIME_LIBRARIES
 
 __all__ = ["PROFILE", "profile"]
 
@@ -78,7 +79,8 @@ def profile(
         for name in names
     }
     np.savez(out / FILE, **taken.arrays())  # type: ignore[arg-type]
-    libraries = versions(sorted({"numpy", *runtimes.values()}))
+    behind = {library for runtime in runtimes.values() for library in RUNTIME_LIBRARIES.get(runtime, (runtime,))}
+    libraries = versions(sorted({"numpy", *behind}))
     gpu = {} if watch is None else {"gpu": watch.figures()}
     metadata = taken.metadata() | gpu | {"threads": threads, "libraries": libraries, "variants": variants}
     return Artifact.write(out, "measurement", metadata, {"data": data, **models})

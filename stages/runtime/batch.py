@@ -9,9 +9,10 @@ import numpy as np
 
 from calibration.samples import Samples
 from model_repository.signature import DType, Signature
+from stages.errors import InputError
 from stages.runtime import Arrays
 
-__all__ = ["batches", "mismatch", "numpy_dtype"]
+__all__ = ["batches", "ensure_shapes", "fixed_shapes", "mismatch", "numpy_dtype"]
 
 
 def batches(samples: Samples, signature: Signature, size: int) -> Iterator[tuple[list[int], Arrays]]:
@@ -51,3 +52,20 @@ def mismatch(batch: Arrays, signature: Signature) -> str:
         if batch[name].dtype != numpy_dtype(dtype)
     ]
     return "; ".join(wrong)
+
+
+def fixed_shapes(signature: Signature) -> bool:
+    """Whether no axis of an input or output is dynamic, so that a call can be captured as a CUDA graph."""
+    return all(isinstance(size, int) for tensor in (*signature.inputs, *signature.outputs) for size in tensor.shape)
+
+
+def ensure_shapes(batch: Arrays, signature: Signature) -> None:
+    """Raises `InputError` unless the arrays have the very shapes of a signature without dynamic axes.
+
+    A captured CUDA graph does not look: it would compute with what lies in its memory.
+    """
+    for tensor in signature.inputs:
+        if batch[tensor.name].shape != tensor.shape:
+            raise InputError(
+                f"{tensor.name} has the shape {list(batch[tensor.name].shape)}; the model takes {list(tensor.shape)}"
+            )

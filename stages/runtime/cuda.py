@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from numpy.typing import NDArray
@@ -47,12 +48,16 @@ class Device:
     def to_device(self, address: int, array: NDArray[Any]) -> None:
         """Copy a contiguous array, in the order of the stream."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self.call(self._cuda.cudaMemcpyAsync, address, array.ctypes.data, array.nbytes, kind, self.stream)
+        self._copy(address, array.ctypes.data, array.nbytes, kind)
 
     def to_host(self, array: NDArray[Any], address: int) -> None:
         """Fill a contiguous array, in the order of the stream."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self.call(self._cuda.cudaMemcpyAsync, array.ctypes.data, address, array.nbytes, kind, self.stream)
+        self._copy(array.ctypes.data, address, array.nbytes, kind)
+
+    def _copy(self, to: int, source: int, size_bytes: int, kind: Any) -> None:
+        if size_bytes:  # an empty tensor need not have an address
+            self.call(self._cuda.cudaMemcpyAsync, to, source, size_bytes, kind, self.stream)
 
     def wait(self) -> None:
         """Wait until all that was put on the stream is done."""
@@ -67,18 +72,35 @@ class Device:
     def elapsed_ms(self, start: Any, end: Any) -> float:
         return float(self.call(self._cuda.cudaEventElapsedTime, start, end))
 
-    def begin_capture(self) -> None:
-        """What is put on the stream from here on is noted for a CUDA graph, not done."""
+    def drop_event(self, event: Any) -> None:
+        self.call(self._cuda.cudaEventDestroy, event)
+
+    def captured(self, enqueue: Callable[[], None]) -> Any | None:
+        """What `enqueue` puts on the stream, noted as a CUDA graph that can be launched, and not done.
+
+        None where it cannot be captured; the stream is then as it was before.
+        """
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.call(self._cuda.cudaStreamBeginCapture, self.stream, mode)
-
-    def end_capture(self) -> Any:
-        """The CUDA graph, ready to be launched."""
-        graph = self.call(self._cuda.cudaStreamEndCapture, self.stream)
-        return self.call(self._cuda.cudaGraphInstantiate, graph, 0)
+        graph = None
+        try:
+            try:
+                enqueue()
+            finally:  # whatever happened: a stream that is left capturing takes nothing else
+                graph = self.call(self._cuda.cudaStreamEndCapture, self.stream)
+            return self.call(self._cuda.cudaGraphInstantiate, graph, 0)
+        except StageError:
+            self._cuda.cudaGetLastError()  # else the next call would be told of this error
+            return None
+        finally:
+            if graph is not None:
+                self.call(self._cuda.cudaGraphDestroy, graph)
 
     def launch(self, graph: Any) -> None:
         self.call(self._cuda.cudaGraphLaunch, graph, self.stream)
+
+    def drop_graph(self, graph: Any) -> None:
+        self.call(self._cuda.cudaGraphExecDestroy, graph)
 
     def close(self) -> None:
         self.call(self._cuda.cudaStreamDestroy, self.stream)
@@ -97,15 +119,16 @@ class Buffers:
         if held < size_bytes:
             if held >= 0:
                 self._device.wait()
+                del self._held[name]
                 self._device.free(address)
             address = self._device.allocate(size_bytes)
             self._held[name] = (address, size_bytes)
         return address
 
     def close(self) -> None:
-        for address, _ in self._held.values():
+        held, self._held = self._held, {}
+        for address, _ in held.values():
             self._device.free(address)
-        self._held.clear()
 
 
 class Stopwatch:
@@ -124,3 +147,8 @@ class Stopwatch:
         first, second, third, fourth = self._events
         elapsed = self._device.elapsed_ms
         return elapsed(first, second), elapsed(second, third), elapsed(third, fourth)
+
+    def close(self) -> None:
+        events, self._events = self._events, []
+        for event in events:
+            self._device.drop_event(event)

@@ -6,8 +6,8 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Self
+from types import MappingProxyType
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -16,7 +16,7 @@ from stages.artifact import Artifact
 from stages.errors import InputError, RequirementError, StageError
 from stages.model import Model
 from stages.runtime import Arrays, RuntimeOptions
-from stages.runtime.batch import mismatch, numpy_dtype
+from stages.runtime.session import SignedSession
 
 __all__ = ["OnnxRuntimeSession", "faults", "open_session", "signature_of"]
 
@@ -92,7 +92,7 @@ def signature_of(path: Path) -> Signature:
     return _signature(session)
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(SignedSession):
     """A graph opened by ONNX Runtime's CPU provider: all graph optimisations unless `level` says less, one operator at
     a time.
 
@@ -114,19 +114,11 @@ class OnnxRuntimeSession:
     ) -> None:
         cores = threads or len(os.sched_getaffinity(0))
         self._session: Any = _inference_session(path, cores, spinning=spinning, level=level, entries=entries)
-        self._signature = signature or _signature(self._session)
-        self._dtypes = {tensor.name: numpy_dtype(tensor.dtype) for tensor in self._signature.inputs}
+        super().__init__(signature or _signature(self._session))
         self._outputs = [output.name for output in self._session.get_outputs()]
 
-    @property
-    def signature(self) -> Signature:
-        return self._signature
-
     def __call__(self, batch: Arrays) -> dict[str, NDArray[Any]]:
-        if batch.keys() != self._dtypes.keys() or any(
-            batch[name].dtype != dtype for name, dtype in self._dtypes.items()
-        ):
-            raise InputError(mismatch(batch, self._signature))
+        self._check(batch)
         return self.run(batch)
 
     def run(self, batch: Arrays) -> dict[str, NDArray[Any]]:
@@ -142,14 +134,6 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _inference_session(

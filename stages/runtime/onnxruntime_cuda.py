@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Self
+import importlib
+import math
+import re
+import sys
+from collections import Counter
+from contextlib import ExitStack, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_repository.signature import Signature, TensorSpec
+from model_repository.signature import TensorSpec
 from stages.artifact import Artifact
 from stages.errors import InputError, RequirementError, StageError
 from stages.model import Model
 from stages.runtime import Arrays, RuntimeOptions
-from stages.runtime.batch import mismatch, numpy_dtype
+from stages.runtime.batch import ensure_shapes, fixed_shapes, numpy_dtype
 from stages.runtime.cuda import Buffers, Device, Stopwatch
 from stages.runtime.onnxruntime import faults
 from stages.runtime.provider import CUDA, TENSORRT, providers_for
+from stages.runtime.session import SignedSession
 
 __all__ = ["CudaSession", "open_session"]
+
+_CPU = "CPUExecutionProvider"
+_NEEDS = {CUDA: "CUDA and cuDNN", TENSORRT: "CUDA, cuDNN and TensorRT"}
+_NO_GRAPH = "cannot use the graph capture feature"
+"""How ONNX Runtime begins its refusal of a CUDA graph."""
+_TAKES_TIME = re.compile(r"MatMul|Gemm|Conv|Attention|LSTM|GRU|RNN|Einsum")
 
 
 def open_session(artifact: Artifact, options: RuntimeOptions) -> CudaSession:
@@ -32,10 +45,10 @@ def open_session(artifact: Artifact, options: RuntimeOptions) -> CudaSession:
     return CudaSession(artifact, model, options)
 
 
-class CudaSession:
+class CudaSession(SignedSession):
     """A graph opened by ONNX Runtime on the first GPU, its inputs and outputs bound to device memory.
 
-    Where all shapes are fixed, ONNX Runtime captures the run as a CUDA graph. `device_ms`: see
+    Where all shapes are fixed, ONNX Runtime captures the run as a CUDA graph, if the graph allows it. `device_ms`: see
     `stages.runtime.Session`.
     """
 
@@ -46,45 +59,31 @@ class CudaSession:
             raise InputError(f"{path} is missing")
         if text := [tensor.name for tensor in (*signature.inputs, *signature.outputs) if tensor.dtype == "string"]:
             raise InputError(f"a GPU cannot run {path}: {', '.join(text)} is text; it computes with numbers")
-        self._device = Device()
-        self._fixed = all(
-            isinstance(size, int) for tensor in (*signature.inputs, *signature.outputs) for size in tensor.shape
-        )
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = options.threads
-        settings.log_severity_level = 3
-        providers = providers_for(options.cuda, artifact, int(self._device.stream), fixed=self._fixed)
-        try:
-            self._session: Any = onnxruntime.InferenceSession(str(path), settings, providers=providers)
-        except faults() as error:
-            raise InputError(f"ONNX Runtime cannot load {path}: {error}") from error
-        # A provider whose libraries do not load is left out with no more than a warning.
-        if (found := self._session.get_providers()[0]) != providers[0][0]:
-            raise RequirementError(
-                f"ONNX Runtime could not use its {providers[0][0]} and would compute with {found}: are CUDA and cuDNN "
-                "installed, of the versions that onnxruntime-gpu was built for?"
-            )
+        super().__init__(signature)
+        self._fixed = fixed_shapes(signature)
+        self._session: Any = None
+        self.device_ms = (0.0, 0.0, 0.0)
+        with ExitStack() as opened:  # closed in reverse, and each of them whatever becomes of the others
+            self._device = Device()
+            opened.callback(self._device.close)
+            self._buffers = Buffers(self._device)
+            opened.callback(self._buffers.close)
+            self._watch = Stopwatch(self._device)
+            opened.callback(self._watch.close)
+            opened.callback(self._drop)
+            self._session = _opened(onnxruntime, path, options, artifact, int(self._device.stream), fixed=self._fixed)
+            self._opened = opened.pop_all()
         # Computing is put on the stream, and waited for with what else is there.
         self._run_options = onnxruntime.RunOptions()
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        self._signature = signature
-        self._dtypes = {tensor.name: numpy_dtype(tensor.dtype) for tensor in signature.inputs}
-        self._buffers = Buffers(self._device)
-        self._watch = Stopwatch(self._device)
-        self.device_ms = (0.0, 0.0, 0.0)
-
-    @property
-    def signature(self) -> Signature:
-        return self._signature
 
     def __call__(self, batch: Arrays) -> dict[str, NDArray[Any]]:
-        if batch.keys() != self._dtypes.keys() or any(
-            batch[name].dtype != dtype for name, dtype in self._dtypes.items()
-        ):
-            raise InputError(mismatch(batch, self._signature))
+        self._check(batch)
         if self._session is None:
             raise StageError("the session was closed")
-        arrays = {name: np.ascontiguousarray(array) for name, array in batch.items()}
+        if self._fixed:
+            ensure_shapes(batch, self._signature)
+        arrays = {name: np.asarray(array, order="C") for name, array in batch.items()}
         binding = self._session.io_binding()
         for name, array in arrays.items():
             address = self._buffers.address(name, array.nbytes)
@@ -117,24 +116,80 @@ class CudaSession:
             binding.bind_output(tensor.name, "cuda", 0)
             return
         dtype, shape = numpy_dtype(tensor.dtype), [size for size in tensor.shape if isinstance(size, int)]
-        address = self._buffers.address(tensor.name, int(np.prod(shape)) * dtype.itemsize)
+        address = self._buffers.address(tensor.name, math.prod(shape) * dtype.itemsize)
         binding.bind_output(tensor.name, "cuda", 0, dtype, shape, address)
 
     def close(self) -> None:
-        if self._session is None:
-            return
-        self._device.wait()
-        self._session = None
-        self._buffers.close()
-        self._device.close()
+        self._opened.close()
 
-    def __enter__(self) -> Self:
-        return self
+    def _drop(self) -> None:
+        try:
+            self._device.wait()
+        finally:
+            self._session = None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+
+def _opened(
+    onnxruntime: Any, path: Path, options: RuntimeOptions, artifact: Artifact, stream: int, *, fixed: bool
+) -> Any:
+    """An `InferenceSession` that computes on the GPU, and nowhere else what takes time."""
+    try:
+        session = _inference_session(onnxruntime, path, options, artifact, stream, fixed=fixed)
+    except faults() as error:
+        if not fixed or _NO_GRAPH not in str(error):
+            raise InputError(f"ONNX Runtime cannot load {path}: {error}") from error
+        try:  # some of it cannot be captured
+            session = _inference_session(onnxruntime, path, options, artifact, stream, fixed=False)
+        except faults() as again:
+            raise InputError(f"ONNX Runtime cannot load {path}: {again}") from again
+    _ensure_on_gpu(session, path)
+    return session
+
+
+def _inference_session(
+    onnxruntime: Any, path: Path, options: RuntimeOptions, artifact: Artifact, stream: int, *, fixed: bool
+) -> Any:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.log_severity_level = 3
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    providers = providers_for(options.cuda, artifact, stream, fixed=fixed)
+    wanted, told = providers[0]
+    if folder := told.get("trt_engine_cache_path"):
+        Path(folder).mkdir(parents=True, exist_ok=True)  # ONNX Runtime makes the last folder of a path and no more
+    try:
+        # Otherwise it would print what went wrong and take the processor instead.
+        session = onnxruntime.InferenceSession(str(path), settings, providers=providers, enable_fallback=0)
+    except (RuntimeError, ValueError) as error:  # raised by the provider; a graph's faults have classes of their own
+        raise RequirementError(f"ONNX Runtime cannot use its {wanted}: {error}") from error
+    # A provider whose libraries do not load is left out with no more than a warning.
+    if (found := session.get_providers()[0]) != wanted:
+        raise RequirementError(
+            f"ONNX Runtime could not use its {wanted} and would compute with {found}: are {_NEEDS[wanted]} installed, "
+            f"of the versions that onnxruntime-gpu {onnxruntime.__version__} was built for?"
+        )
+    return session
+
+
+def _ensure_on_gpu(session: Any, path: Path) -> None:
+    """Raises `InputError` if products, convolutions or recurrent layers were given to the processor.
+
+    What only computes shapes stays there and belongs there.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return  # before 1.24 or so ONNX Runtime does not tell
+    on_cpu = Counter(
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == _CPU
+        for node in part.get_nodes()
+    )
+    if slow := {name: count for name, count in on_cpu.items() if _TAKES_TIME.search(name)}:
+        told = ", ".join(f"{count} {name}" for name, count in sorted(slow.items()))
+        raise InputError(
+            f"ONNX Runtime would compute {told} of {path} on the processor: its provider for GPUs has no kernel for "
+            "them in this form"
+        )
 
 
 def _import(wanted: str) -> Any:
@@ -147,4 +202,12 @@ def _import(wanted: str) -> Any:
             f"this onnxruntime {onnxruntime.__version__} has no {wanted}: it needs an NVIDIA GPU and onnxruntime-gpu "
             "in the place of onnxruntime (`optimize doctor` tells which is installed)"
         )
+    # Its libraries look for CUDA and cuDNN in the system only. Where they come as Python packages (PyTorch's, for
+    # one), they have to be in the process before. What fails here is told when the session is opened.
+    if hasattr(onnxruntime, "preload_dlls"):
+        with redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls()
+    if wanted == TENSORRT:
+        with suppress(ImportError, OSError):  # TensorRT may be in the system instead
+            importlib.import_module("tensorrt")
     return onnxruntime

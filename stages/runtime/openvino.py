@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,8 @@ from stages.artifact import Artifact
 from stages.errors import InputError, RequirementError, StageError
 from stages.model import Model
 from stages.runtime import Arrays, RuntimeOptions
-from stages.runtime.batch import mismatch, numpy_dtype
+from stages.runtime.batch import numpy_dtype
+from stages.runtime.session import SignedSession
 
 __all__ = ["OpenVinoSession", "capabilities", "import_openvino", "open_session", "signature_of", "write_ir"]
 
@@ -106,7 +106,7 @@ def write_ir(graph: Path, folder: Path, *, half: bool = False) -> Path:
     return folder / "model.xml"
 
 
-class OpenVinoSession:
+class OpenVinoSession(SignedSession):
     """A graph compiled by OpenVINO for one request at a time, so as to answer soonest (its hint `LATENCY`).
 
     Its threads are not bound to cores, as they are unless OpenVINO is told otherwise. Alone on a machine that changes
@@ -138,23 +138,15 @@ class OpenVinoSession:
             self._request: Any = openvino.Core().compile_model(path, "CPU", properties).create_infer_request()
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot load {path}: {_said(error)}") from error
-        self._signature = signature
-        self._dtypes = {tensor.name: numpy_dtype(tensor.dtype) for tensor in signature.inputs}
-
-    @property
-    def signature(self) -> Signature:
-        return self._signature
+        super().__init__(signature)
 
     def __call__(self, batch: Arrays) -> dict[str, NDArray[Any]]:
-        if batch.keys() != self._dtypes.keys() or any(
-            batch[name].dtype != dtype for name, dtype in self._dtypes.items()
-        ):
-            raise InputError(mismatch(batch, self._signature))
+        self._check(batch)
         if self._request is None:
             raise StageError("the session was closed")
         try:
             # Inputs are read where they lie; a strided view is no contiguous block and has to be copied.
-            arrays = {name: np.ascontiguousarray(array) for name, array in batch.items()}
+            arrays = {name: np.asarray(array, order="C") for name, array in batch.items()}
             # As Triton's backend does it. `infer` loses what goes wrong with one thread, and the last answer remains.
             self._request.start_async(arrays, share_inputs=True)
             self._request.wait()
@@ -170,14 +162,6 @@ class OpenVinoSession:
 
     def close(self) -> None:
         self._request = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _spec(port: Any) -> TensorSpec:

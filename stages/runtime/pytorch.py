@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cached_property
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
@@ -14,6 +13,7 @@ from model_repository.signature import Signature
 from stages.artifact import Artifact
 from stages.errors import InputError, RequirementError, StageError
 from stages.runtime import Arrays, RuntimeOptions
+from stages.runtime.session import Closing
 
 __all__ = ["Runnable", "TorchSession", "open_session"]
 
@@ -45,7 +45,7 @@ def open_session(artifact: Artifact, options: RuntimeOptions) -> TorchSession:
         raise RequirementError(f"{error.name} is not installed: `pip install {error.name}`") from error
 
 
-class TorchSession:
+class TorchSession(Closing):
     """A model called with named arrays, in inference mode.
 
     PyTorch has one number of threads for the process: it is the session's from opening to closing.
@@ -80,14 +80,6 @@ class TorchSession:
         if self._program is not None:
             torch.set_num_threads(self._threads_before)
             self._program = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open(self) -> Runnable:
         if self._program is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,13 @@ from model_repository.signature import DType, Signature, TensorSpec
 from model_repository.tensorrt_versions import loads
 from stages.artifact import Artifact
 from stages.compile.api import import_tensorrt
-from stages.compile.builder import logger
+from stages.compile.builder import begin, logger, parser_errors
 from stages.errors import InputError, StageError
 from stages.model import Engine, Model
 from stages.runtime import Arrays, RuntimeOptions
-from stages.runtime.batch import mismatch, numpy_dtype
+from stages.runtime.batch import ensure_shapes, fixed_shapes, numpy_dtype
 from stages.runtime.cuda import Buffers, Device, Stopwatch
+from stages.runtime.session import SignedSession
 
 __all__ = [
     "GRAPH", "TensorRtSession", "ensure_loadable", "load_engine", "open_session", "profile_for", "signature_of",
@@ -62,12 +64,13 @@ def ensure_loadable(engine: Engine, version: str) -> None:
 
 
 def load_engine(tensorrt: Any, plan: bytes, *, host_code: bool = False) -> tuple[Any, Any]:
-    """The runtime (which must outlive the engine) and the engine. Raises `InputError` with TensorRT's words.
+    """The runtime (which must outlive the engine) and the engine. Raises `InputError` with TensorRT's words,
+    `RequirementError` where TensorRT finds no GPU that it can use.
 
     `host_code`: whether the file may bring code for the processor, as version-compatible engines do.
     """
     log = logger(tensorrt)
-    runtime = tensorrt.Runtime(log)
+    runtime = begin(tensorrt, tensorrt.Runtime, log)
     if host_code:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
@@ -91,11 +94,11 @@ def profile_for(profiles: tuple[Mapping[str, Any], ...], batch: Arrays) -> int:
     raise InputError(f"the engine takes {taken}, and was given {shapes}: widen its profiles and build it again")
 
 
-class TensorRtSession:
+class TensorRtSession(SignedSession):
     """An engine with a context for each of its optimisation profiles, and buffers on the device.
 
     Where all shapes are fixed, what a call puts on the stream is captured once as a CUDA graph and launched from then
-    on. `device_ms`: see `stages.runtime.Session`.
+    on, if TensorRT can be captured there. `device_ms`: see `stages.runtime.Session`.
     """
 
     def __init__(self, path: Path, signature: Signature, engine: Engine, graph: Path) -> None:
@@ -103,76 +106,98 @@ class TensorRtSession:
         ensure_loadable(engine, str(self._tensorrt.__version__))
         if not path.is_file():
             raise InputError(f"{path} is missing")
-        self._device = Device()
-        host_code = engine.version_compatible
-        self._runtime, self._engine = load_engine(self._tensorrt, path.read_bytes(), host_code=host_code)
-        if engine.stripped:
-            self._refit(graph)
-        if engine.weight_streaming:
-            self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
+        super().__init__(signature)
         self._profiles = engine.profiles
+        self._fixed = fixed_shapes(signature)
+        self._output_dtypes = {tensor.name: numpy_dtype(tensor.dtype) for tensor in signature.outputs}
         self._contexts: dict[int, Any] = {}
-        self._buffers = Buffers(self._device)
-        self._watch = Stopwatch(self._device)
-        self._signature = signature
-        self._dtypes = {tensor.name: numpy_dtype(tensor.dtype) for tensor in signature.inputs}
-        self._fixed = all(isinstance(size, int) for tensor in signature.inputs for size in tensor.shape)
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._calls = 0
         self._graph: Any = None
         self.device_ms = (0.0, 0.0, 0.0)
-
-    @property
-    def signature(self) -> Signature:
-        return self._signature
+        with ExitStack() as opened:  # closed in reverse, and each of them whatever becomes of the others
+            self._device = Device()
+            opened.callback(self._device.close)
+            self._buffers = Buffers(self._device)
+            opened.callback(self._buffers.close)
+            self._watch = Stopwatch(self._device)
+            opened.callback(self._watch.close)
+            opened.callback(self._drop)
+            self._allocator = _allocator(self._tensorrt, self._buffers)
+            host_code = engine.version_compatible
+            self._runtime, self._engine = load_engine(self._tensorrt, path.read_bytes(), host_code=host_code)
+            if engine.stripped:
+                self._refit(graph)
+            if engine.weight_streaming:
+                self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
+            self._opened = opened.pop_all()
 
     def __call__(self, batch: Arrays) -> dict[str, NDArray[Any]]:
-        if batch.keys() != self._dtypes.keys() or any(
-            batch[name].dtype != dtype for name, dtype in self._dtypes.items()
-        ):
-            raise InputError(mismatch(batch, self._signature))
+        self._check(batch)
         if self._engine is None:
             raise StageError("the session was closed")
-        arrays = {name: np.ascontiguousarray(array) for name, array in batch.items()}
+        arrays = {name: np.asarray(array, order="C") for name, array in batch.items()}
+        if self._fixed:
+            ensure_shapes(arrays, self._signature)
         context = self._context(profile_for(self._profiles, arrays))
-        for name, array in arrays.items():
-            if not context.set_input_shape(name, array.shape):
-                raise StageError(f"TensorRT does not take {name} of shape {list(array.shape)}")
-            context.set_tensor_address(name, self._buffers.address(name, array.nbytes))
-        if unknown := context.infer_shapes():
-            raise StageError(f"TensorRT cannot tell the shapes of the outputs: it lacks {', '.join(unknown)}")
-        answers = {tensor.name: self._answer(context, tensor) for tensor in self._signature.outputs}
+        if not self._fixed or not self._calls:  # a capture must not find changes that are still to be made
+            self._prepare(context, arrays)
+        answers = {name: self._room(name, shape) for name, shape in self._shapes.items() if min(shape, default=0) >= 0}
         self._watch.mark(0)
         for name, array in arrays.items():
             self._device.to_device(self._buffers.address(name, array.nbytes), array)
         self._watch.mark(1)
         self._compute(context)
+        for name in self._shapes.keys() - answers.keys():
+            if name not in self._allocator.shapes:
+                raise StageError(f"TensorRT did not tell the shape of {name}")
+            answers[name] = self._room(name, self._allocator.shapes[name])
         self._watch.mark(2)
         for name, answer in answers.items():
             self._device.to_host(answer, self._buffers.address(name, answer.nbytes))
         self._watch.mark(3)
         self._device.wait()
         self.device_ms = self._watch.read_ms()
-        return answers
+        return {tensor.name: answers[tensor.name] for tensor in self._signature.outputs}
 
-    def _answer(self, context: Any, tensor: TensorSpec) -> NDArray[Any]:
-        """Room for an output, on the host and on the device."""
-        answer = np.empty(tuple(context.get_tensor_shape(tensor.name)), numpy_dtype(tensor.dtype))
-        context.set_tensor_address(tensor.name, self._buffers.address(tensor.name, answer.nbytes))
-        return answer
+    def _prepare(self, context: Any, arrays: Arrays) -> None:
+        """Tell the context shapes and addresses, and learn the shapes of the outputs (-1: only the run can tell)."""
+        for name, array in arrays.items():
+            if not context.set_input_shape(name, array.shape):
+                raise InputError(f"the engine takes no {name} of shape {list(array.shape)}")
+            self._bind(context, name, array.nbytes)
+        try:
+            unknown = context.infer_shapes()
+        except RuntimeError as error:
+            raise StageError(f"TensorRT cannot tell the shapes of the outputs: {error}") from error
+        if unknown:
+            raise StageError(f"TensorRT cannot tell the shapes of the outputs: it lacks {', '.join(unknown)}")
+        for tensor in self._signature.outputs:
+            shape = tuple(context.get_tensor_shape(tensor.name))
+            self._shapes[tensor.name] = shape
+            if min(shape, default=0) >= 0:
+                self._bind(context, tensor.name, math.prod(shape) * self._output_dtypes[tensor.name].itemsize)
+            elif not context.set_output_allocator(tensor.name, self._allocator):
+                raise StageError(f"TensorRT takes no memory for {tensor.name}, whose size only the run can tell")
+
+    def _bind(self, context: Any, name: str, size_bytes: int) -> None:
+        if not context.set_tensor_address(name, self._buffers.address(name, size_bytes)):
+            raise StageError(f"TensorRT takes no memory for {name}")
+
+    def _room(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        return np.empty(shape, self._output_dtypes[name])
 
     def _compute(self, context: Any) -> None:
-        if self._graph is not None:
-            self._device.launch(self._graph)
-            return
-        if self._fixed and self._calls == 1:
+        if self._graph is None and self._fixed and self._calls == 1:
             # The first call has done what is done once, such as loading kernels, which a capture does not allow.
-            self._device.begin_capture()
-            self._enqueue(context)
-            self._graph = self._device.end_capture()
+            self._graph = self._device.captured(lambda: self._enqueue(context))
+        self._calls += 1
+        if self._graph is not None:
             self._device.launch(self._graph)
         else:
             self._enqueue(context)
-        self._calls += 1
 
     def _enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(int(self._device.stream)):
@@ -194,30 +219,44 @@ class TensorRtSession:
         tensorrt = self._tensorrt
         log = logger(tensorrt)
         refitter = tensorrt.Refitter(self._engine, log)
-        if (
-            not tensorrt.OnnxParserRefitter(refitter, log).refit_from_file(str(graph))
-            or not refitter.refit_cuda_engine()
-        ):
+        # It holds the weights until the engine has them.
+        parser = tensorrt.OnnxParserRefitter(refitter, log)
+        if not parser.refit_from_file(str(graph)):
+            raise StageError(f"the engine could not be given the weights of {graph}: {parser_errors(parser)}")
+        if not refitter.refit_cuda_engine():
             raise StageError(f"the engine could not be given the weights of {graph}: {log.said()}")
 
     def close(self) -> None:
-        if self._engine is None:
-            return
-        self._device.wait()
-        self._graph = None
-        self._contexts.clear()
-        self._engine = None
-        self._runtime = None
-        self._buffers.close()
-        self._device.close()
+        self._opened.close()
 
-    def __enter__(self) -> Self:
-        return self
+    def _drop(self) -> None:
+        """Give up what TensorRT holds, in the order in which one needs the other."""
+        graph, self._graph = self._graph, None
+        try:
+            self._device.wait()
+            if graph is not None:
+                self._device.drop_graph(graph)
+        finally:
+            self._contexts.clear()
+            self._engine = None
+            self._runtime = None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+
+def _allocator(tensorrt: Any, buffers: Buffers) -> Any:
+    """A `tensorrt.IOutputAllocator` that gives memory to outputs as they need it, and keeps their `shapes`."""
+
+    class Allocator(tensorrt.IOutputAllocator):  # type: ignore[misc]
+        def __init__(self) -> None:
+            tensorrt.IOutputAllocator.__init__(self)
+            self.shapes: dict[str, tuple[int, ...]] = {}
+
+        def reallocate_output_async(self, tensor_name: str, memory: int, size: int, alignment: int, stream: int) -> int:
+            return buffers.address(tensor_name, size)
+
+        def notify_shape(self, tensor_name: str, shape: Any) -> None:
+            self.shapes[tensor_name] = tuple(shape)
+
+    return Allocator()
 
 
 def signature_of(path: Path, *, host_code: bool = False) -> Signature:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from model_repository.signature import DType, Signature, TensorSpec
 from stages.artifact import Artifact
 from stages.errors import InputError, RequirementError, StageError
 from stages.runtime import Arrays, RuntimeOptions
+from stages.runtime.session import Closing
 
 __all__ = ["TritonSession", "open_session"]
 
@@ -49,7 +49,7 @@ def open_session(artifact: Artifact, options: RuntimeOptions) -> TritonSession:
     return TritonSession(options.address, name)
 
 
-class TritonSession:
+class TritonSession(Closing):
     """One model of a server.
 
     With gRPC any number of threads may call one session at a time, and `submit` keeps many requests in flight from
@@ -124,14 +124,6 @@ class TritonSession:
 
     def close(self) -> None:
         self._client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _described(self, address: str) -> Signature:
         try:

@@ -18,8 +18,8 @@ from stages.artifact import Artifact
 from stages.calibrate import CalibrateOptions, calibrate
 from stages.compile import CompileOptions
 from stages.compile.stage import compile_engine
-from stages.errors import InputError, RequirementError
-from stages.gpu import GpuWatch, gpus
+from stages.errors import InputError, RequirementError, StageError
+from stages.gpu import GpuWatch, gpus, require_gpu
 from stages.model import Model
 from stages.profile import ProfileOptions, profile
 from stages.progress import SILENT
@@ -112,7 +112,7 @@ def test_an_engine_answers_as_the_graph_that_it_was_built_from(
         pytest.skip(str(error))
     about = Model.of(engine).engine
     assert about is not None
-    assert about.compute_capability == gpus()[0].capability
+    assert about.compute_capability == require_gpu("a test").capability
     assert any((tmp_path / "cache").iterdir())
     assert signature_of(engine.path / "model.plan").inputs[0].name == "x"
     with open_session(graph) as cpu, open_session(engine) as gpu:
@@ -121,6 +121,62 @@ def test_an_engine_answers_as_the_graph_that_it_was_built_from(
         if batch is None:
             with pytest.raises(InputError, match="widen its profiles"):
                 gpu(inputs(33))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"strip": True}, {"refit": True}, {"weight_streaming": True}, {"version_compatible": True},
+        {"hardware_compatible": "ampere-plus"}, {"hardware_compatible": "same-compute-capability"}, {"tf32": False},
+        {"workspace_mib": 256, "optimisation_level": 0},
+        {"profiles": [{"batch": [1, 2, 4]}, {"batch": [5, 16, 64]}]},
+    ],
+    ids=lambda options: next(iter(options)),
+)  # fmt: skip
+def test_an_engine_with_options_answers_too(
+    options: dict[str, Any], needs: Any, perceptron: Callable[..., Artifact], inputs: Inputs, tmp_path: Path
+) -> None:
+    needs("tensorrt")
+    (tmp_path / "engine").mkdir()
+    model = perceptron()
+    built = CompileOptions.model_validate({"batch": [1, 8, 64], "cache": tmp_path / "cache"} | options)
+    engine = compile_engine(model, built, tmp_path / "engine")
+    with open_session(model) as cpu, open_session(engine) as gpu:
+        for size in (1, 8, 3, 64):
+            near(gpu(inputs(size)), cpu(inputs(size)), 1e-2 if built.tf32 else 1e-5)
+        gpu.close()
+        gpu.close()
+
+
+def test_an_output_whose_size_only_the_run_tells(needs: Any, tmp_path: Path) -> None:
+    needs("tensorrt")
+    model = parsed("(float[n] x) => (int64[1, found] y) { y = NonZero(x) }", tmp_path / "model")
+    (tmp_path / "engine").mkdir()
+    options = CompileOptions.model_validate({"batch": [1, 8, 64], "cache": tmp_path / "cache"})
+    engine = compile_engine(model, options, tmp_path / "engine")
+    with open_session(engine) as gpu:
+        for values in ([0, 1, 0, 2], [1], [0, 0], [1, 1, 1, 1, 1]):
+            array = np.array(values, np.float32)
+            np.testing.assert_array_equal(gpu({"x": array})["y"], np.nonzero(array))
+
+
+def test_an_operator_that_tensorrt_does_not_know_is_named_with_its_node(needs: Any, tmp_path: Path) -> None:
+    needs("tensorrt")
+    model = parsed("(float[3, 3] x) => (float y) { [the_determinant] y = Det(x) }", tmp_path / "model")
+    with pytest.raises(StageError, match=r"parser refuses .*Det"):
+        compile_engine(model, CompileOptions(cache=tmp_path / "cache"), tmp_path)
+
+
+def parsed(text: str, folder: Path) -> Artifact:
+    import onnx
+    import onnx_ir
+
+    from stages.onnx_model import signature_of as of_graph
+    from stages.onnx_model import write_model
+
+    graph = onnx_ir.from_proto(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> g {text}'))
+    folder.mkdir()
+    return write_model(graph, folder, signature=of_graph(graph))
 
 
 @pytest.mark.parametrize("target", ["cuda", "tensorrt"])

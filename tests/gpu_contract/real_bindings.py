@@ -1,7 +1,8 @@
-"""TensorRT's real Python bindings, of 10 and of 11, each in an environment of its own over stub libraries.
+"""The real Python bindings of TensorRT 10 and 11 and of CUDA 12 and 13, each in an environment of its own.
 
-The bindings need TensorRT's libraries only to be loaded. Three small libraries that export the few symbols which they
-import, and give null for each, are enough to read every class, enum and signature; nothing can be built with them.
+TensorRT's need its libraries only to be loaded. Three small libraries that export the few symbols which they import,
+and give null for each, are enough to read every class, enum and signature, and to make objects of our own classes;
+nothing can be built with them. CUDA's hold its runtime, which says at every call that there is no driver.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 VERSIONS = ("10.16.1.11", "11.4.0.106")
+CUDA_VERSIONS = ("12.9.10", "13.5.0")
 
 _SYMBOLS = {
     "nvinfer": (
@@ -31,7 +33,7 @@ _SYMBOLS = {
 
 @dataclass(frozen=True)
 class Bindings:
-    """An environment in which `import tensorrt` gives the real bindings of one version."""
+    """An environment in which `import tensorrt`, or `cuda.bindings`, gives the real bindings of one version."""
 
     version: str
     path: Path
@@ -54,16 +56,7 @@ class Bindings:
 
 def make_bindings(path: Path, version: str, compiler: str) -> None:
     """Make the environment in `path`; the test that asked for it is skipped where the wheel cannot be had."""
-    ended = subprocess.run(
-        [
-            sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps",
-            "--target", str(path), f"tensorrt-cu13-bindings=={version}",
-        ],
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    if ended.returncode != 0:
-        pytest.skip(f"tensorrt-cu13-bindings {version} cannot be installed: {ended.stderr.strip().splitlines()[-1]}")
+    _install(path, f"tensorrt-cu13-bindings=={version}")
     major = version.split(".")[0]
     (path / "stubs").mkdir()
     for library, symbols in _SYMBOLS.items():
@@ -80,3 +73,22 @@ def make_bindings(path: Path, version: str, compiler: str) -> None:
         "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n"
     )
     (path / ".complete").touch()
+
+
+def make_cuda_bindings(path: Path, version: str) -> None:
+    """As `make_bindings`, of NVIDIA's `cuda-bindings`."""
+    _install(path, f"cuda-bindings=={version}", "cuda-pathfinder")
+    (path / ".complete").touch()
+
+
+def _install(path: Path, *wheels: str) -> None:
+    ended = subprocess.run(
+        [
+            sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps",
+            "--target", str(path), *wheels,
+        ],
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    if ended.returncode != 0:
+        pytest.skip(f"{', '.join(wheels)} cannot be installed: {ended.stderr.strip().splitlines()[-1]}")

@@ -22,6 +22,9 @@ class Recorded:
         self.plan: bytes | None = b"plan"
         self.said: list[tuple[str, str]] = []
         self.accepts_cache = True
+        self.reads_cache = True
+        self.finds_gpu = True
+        self.captures = True
         self.layers: list[dict[str, Any]] = [_layer("Half")]
         self.steps = 3
         self.interrupted_at: int | None = None
@@ -112,7 +115,9 @@ def tensorrt(recorded: Recorded, version: str = "10.13.3.9") -> Any:
 
         def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
             recorded.calls.append(("create_timing_cache", serialized_timing_cache))
-            return ITimingCache(serialized_timing_cache)
+            return (
+                ITimingCache(serialized_timing_cache) if recorded.reads_cache or not serialized_timing_cache else None
+            )
 
         def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
             self._cache = cache
@@ -123,6 +128,9 @@ def tensorrt(recorded: Recorded, version: str = "10.13.3.9") -> Any:
 
     class Builder:
         def __init__(self, logger: Any) -> None:
+            if not recorded.finds_gpu:
+                logger.log(ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+                raise TypeError("pybind11::init(): factory function returned nullptr")
             self._logger = logger
 
         def create_network(self, flags: int) -> Any:
@@ -173,10 +181,53 @@ def tensorrt(recorded: Recorded, version: str = "10.13.3.9") -> Any:
         def get_engine_information(self, format: Any) -> str:
             return json.dumps({"Layers": recorded.layers})
 
+    class IOutputAllocator: ...
+
     class IExecutionContext:
+        """Doubles `x` into `y`. `kept`, if there is one, has the values of `x` above 0: only the run tells how many."""
+
+        def __init__(self) -> None:
+            self._shape: tuple[int, ...] = ()
+            self._addresses: dict[str, int] = {}
+            self._allocator: Any = None
+
         def set_input_shape(self, name: str, shape: Any) -> bool:
             recorded.calls.append(("set_input_shape", (name, shape)))
+            self._shape = tuple(shape)
             return True
+
+        def set_tensor_address(self, name: str, memory: int) -> bool:
+            recorded.calls.append(("set_tensor_address", name))
+            self._addresses[name] = memory
+            return True
+
+        def set_output_allocator(self, name: str, output_allocator: Any) -> bool:
+            self._allocator = output_allocator
+            return True
+
+        def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+            return True
+
+        def infer_shapes(self) -> list[str]:
+            return []
+
+        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+            return (-1,) if name == "kept" else self._shape
+
+        def execute_async_v3(self, stream_handle: int) -> bool:
+            from stand_in_cuda import on_stream, values
+
+            def run() -> None:
+                x = values(self._addresses["x"], self._shape)
+                values(self._addresses["y"], self._shape)[:] = 2 * x
+                if self._allocator is not None:
+                    kept = x[x > 0]
+                    where = self._allocator.reallocate_output_async("kept", 0, kept.nbytes, 256, stream_handle)
+                    self._allocator.notify_shape("kept", kept.shape)
+                    values(where, kept.shape)[:] = kept
+
+            recorded.calls.append(("execute_async_v3", stream_handle))
+            return on_stream(run, recorded.captures)
 
     class ICudaEngine:
         def create_engine_inspector(self) -> Any:
@@ -188,7 +239,9 @@ def tensorrt(recorded: Recorded, version: str = "10.13.3.9") -> Any:
     class Runtime:
         engine_host_code_allowed = False
 
-        def __init__(self, logger: Any) -> None: ...
+        def __init__(self, logger: Any) -> None:
+            if not recorded.finds_gpu:
+                raise TypeError("pybind11::init(): factory function returned nullptr")
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
             return ICudaEngine() if recorded.deserialises else None
@@ -200,6 +253,7 @@ def tensorrt(recorded: Recorded, version: str = "10.13.3.9") -> Any:
         "BuilderFlag", "REFIT", "TF32", "VERSION_COMPATIBLE", "STRIP_PLAN", "WEIGHT_STREAMING",
         "EDITABLE_TIMING_CACHE", "ERROR_ON_TIMING_CACHE_MISS",
     )  # fmt: skip
+    module.init_libnvinfer_plugins = lambda logger, namespace: True  # type: ignore[attr-defined]
     module.MemoryPoolType = _enum("MemoryPoolType", "WORKSPACE")  # type: ignore[attr-defined]
     module.ProfilingVerbosity = _enum("ProfilingVerbosity", "DETAILED")  # type: ignore[attr-defined]
     module.LayerInformationFormat = _enum("LayerInformationFormat", "JSON")  # type: ignore[attr-defined]
@@ -244,6 +298,7 @@ def pynvml(sm: tuple[int, int] = (9, 0), name: str = "NVIDIA H100 80GB HBM3") ->
         nvmlSystemGetCudaDriverVersion_v2=lambda: 13000,
         nvmlDeviceGetCount=lambda: 1,
         nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetIndex=lambda handle: handle,
         nvmlDeviceGetName=lambda handle: name,
         nvmlDeviceGetCudaComputeCapability=lambda handle: sm,
         nvmlDeviceGetMemoryInfo=lambda handle: types.SimpleNamespace(total=80 * 2**30),

@@ -8,12 +8,15 @@ import re
 from pathlib import Path
 
 import pytest
+import stand_in_cuda
 from real_bindings import Bindings
 
 from stages.compile.api import SIGNATURES, USED
+from stages.gpu import gpus
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = [*sorted((ROOT / "stages" / "compile").glob("*.py")), ROOT / "stages" / "runtime" / "tensorrt.py"]
+_ON_CUDA = [ROOT / "stages" / "runtime" / "cuda.py", ROOT / "stages" / "gpu.py"]
 
 _SIGNATURES = """
 import json, sys, tensorrt
@@ -66,6 +69,92 @@ def test_the_code_uses_nothing_that_the_list_lacks() -> None:
     )
     used |= set(re.findall(r"(?:flags|levels)\.([A-Z_0-9]+)", _text()))
     assert used - _OURS <= members, sorted(used - _OURS - members)
+
+
+_OWN_CLASSES = """
+import json, threading, tensorrt
+from stages.compile.builder import _monitor, begin, logger
+from stages.errors import RequirementError
+from stages.runtime.tensorrt import _allocator
+
+class Heard:
+    def __init__(self): self.updates = []
+    def update(self, note, done=None, total=None):
+        if done == 3: raise OSError("nobody listens")
+        self.updates.append([note, done, total])
+
+told, heard, base = {}, Heard(), tensorrt.IProgressMonitor
+log = logger(tensorrt)
+log.log(tensorrt.ILogger.Severity.WARNING, "a hint")
+told["warnings"] = list(log.warnings)
+log.log(tensorrt.ILogger.Severity.INTERNAL_ERROR, "a fault")
+told["said"] = log.said()
+monitor = _monitor(tensorrt, heard, threading.Event())
+# Through the C++ class, as TensorRT calls it.
+base.phase_start(monitor, "Building", None, 3)
+base.phase_start(monitor, "inner", "Building", 9)
+told["goes on"] = [base.step_complete(monitor, "inner", 0)]
+told["goes on"] += [base.step_complete(monitor, "Building", step) for step in range(3)]
+base.phase_finish(monitor, "Building")
+told["updates"], told["failure"] = heard.updates, repr(monitor.failure)
+told["allocates"] = isinstance(_allocator(tensorrt, None), tensorrt.IOutputAllocator)
+for kind in (tensorrt.Builder, tensorrt.Runtime):
+    try:
+        begin(tensorrt, kind, log)
+    except RequirementError as error:
+        told[kind.__name__] = str(error)
+print(json.dumps(told))
+"""
+
+
+def test_our_classes_work_as_the_real_ones_are_called(bindings: Bindings) -> None:
+    told = bindings.run(_OWN_CLASSES)
+    assert (told["warnings"], told["said"]) == (["a hint"], "a fault")
+    assert told["updates"] == [["Building", 1, 3], ["Building", 2, 3]]
+    assert told["goes on"] == [True, True, True, False], "what fails in a callback ends the build"
+    assert told["failure"] == "OSError('nobody listens')"
+    assert told["allocates"]
+    for kind in ("Builder", "Runtime"):  # the stubs give none, as TensorRT does where it finds no driver
+        assert told[kind].startswith(f"TensorRT {bindings.version} cannot begin; is the driver new enough")
+
+
+_CUDA = """
+import json, sys
+from cuda.bindings import runtime
+from stages.errors import RequirementError
+from stages.runtime.cuda import Device
+told = {"signatures": {name: getattr(runtime, name).__doc__ for name in json.loads(sys.argv[1])}}
+told["enums"] = [int(runtime.cudaMemcpyKind.cudaMemcpyHostToDevice), int(runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost),
+                 int(runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal), int(runtime.cudaStream_t(7))]
+try:
+    Device()
+except RequirementError as error:
+    told["without a driver"] = str(error)
+print(json.dumps(told))
+"""
+
+
+def test_cuda_s_functions_take_what_they_are_given(cuda_bindings: Bindings) -> None:
+    """Those that the stand-in has, and it has all that the code calls."""
+    functions = stand_in_cuda.functions()
+    used = set(re.findall(r"\b(cuda[A-Z]\w+)", "\n".join(source.read_text() for source in _ON_CUDA)))
+    enums = {"cudaError_t", "cudaSuccess", "cudaMemcpyKind", "cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"}
+    enums |= {"cudaStreamCaptureMode", "cudaStreamCaptureModeThreadLocal"}
+    assert used - enums == functions.keys()
+    told = cuda_bindings.run(_CUDA, json.dumps(sorted(functions)))
+    for name, parameters in functions.items():
+        [real] = re.findall(rf"^{name}\((.*)\)", told["signatures"][name])
+        assert tuple(_name(part) for part in real.split(", ") if part) == parameters, (name, real)
+    assert told["enums"] == [1, 2, 1, 7]
+    if not gpus():
+        assert told["without a driver"].startswith(
+            "this machine has no CUDA device that can be used: cudaStreamCreate:"
+        )
+
+
+def _name(parameter: str) -> str:
+    """Of a parameter as Cython writes it: `size_t count`, `kind: cudaMemcpyKind`, `char *pciBusId`, `stream`."""
+    return parameter.split(":")[0].split()[-1].lstrip("*")
 
 
 def test_what_tensorrt_11_took_away_is_not_used() -> None:

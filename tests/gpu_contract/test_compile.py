@@ -125,6 +125,12 @@ def test_the_timing_cache_is_kept_for_this_device_and_version(
     (tmp_path / "third").mkdir()
     compile_engine(half, CompileOptions(cache=tmp_path / "cache"), tmp_path / "third", data=texts)
     assert recorded.told("create_timing_cache")[-1] == b"", "a cache that is refused is started anew"
+    recorded.reads_cache = False
+    kept.write_bytes(b"half a cache")
+    (tmp_path / "fourth").mkdir()
+    compile_engine(half, CompileOptions(cache=tmp_path / "cache"), tmp_path / "fourth", data=texts)
+    assert recorded.told("create_timing_cache")[-2:] == [b"half a cache", b""], "and so is one that is damaged"
+    assert kept.read_bytes() == b"+timed"
 
 
 def test_an_operator_that_the_parser_refuses_is_named_with_its_node(
@@ -164,6 +170,29 @@ def test_ctrl_c_ends_the_build_at_its_next_step(
         signal.signal(signal.SIGINT, before)
     assert recorded.stopped_at is not None
     assert not (tmp_path / "model.plan").exists()
+
+
+def test_what_fails_while_it_is_told_ends_the_build_with_that(
+    recorded: stand_in.Recorded, half: Artifact, texts: Artifact, tmp_path: Path
+) -> None:
+    class Gone:
+        def update(self, note: str, done: float | None = None, total: float | None = None) -> None:
+            if done is not None:
+                raise BrokenPipeError("the run is gone")
+
+    with pytest.raises(BrokenPipeError, match="the run is gone"):
+        compile_engine(half, CompileOptions(cache=tmp_path / "cache"), tmp_path, progress=Gone(), data=texts)
+    assert recorded.stopped_at == 0
+
+
+def test_a_tensorrt_that_finds_no_driver_is_told(
+    recorded: stand_in.Recorded, half: Artifact, texts: Artifact, tmp_path: Path
+) -> None:
+    recorded.finds_gpu = False
+    with pytest.raises(
+        RequirementError, match=r"10\.13\.3\.9 cannot begin; .*CUDA initialization failure with error: 35"
+    ):
+        compile_engine(half, CompileOptions(cache=tmp_path / "cache"), tmp_path, data=texts)
 
 
 def test_fp8_on_a_gpu_without_it_is_refused(

@@ -141,6 +141,10 @@ def configured(backend: str, shape: tuple[int | str, ...], **gpu: object) -> Mod
 def test_cuda_graphs_where_shapes_are_fixed() -> None:
     fixed = configured("tensorrt", ("batch", 3, 8, 8), plans={"9.0": "model.plan", "8.9": "model_sm89.plan"})
     assert fixed.optimization.cuda.graphs
+    assert [spec.batch_size for spec in fixed.optimization.cuda.graph_spec] == [1, 2, 3, 4, 6, 8]
+    alone = configured("tensorrt", (1, 3, 8, 8))
+    assert alone.optimization.cuda.graphs
+    assert not alone.optimization.cuda.graph_spec, "without batches there is one, for the engine's own shapes"
     assert dict(fixed.cc_model_filenames) == {"9.0": "model.plan", "8.9": "model_sm89.plan"}
     assert fixed.instance_group[0].kind == fixed.instance_group[0].KIND_GPU
     assert not fixed.parameters, "thread counts are the processor's"
