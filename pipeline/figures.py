@@ -21,6 +21,7 @@ __all__ = [
     "interval_text",
     "number_text",
     "percent_text",
+    "rate_name",
     "seconds_text",
     "several_runtimes",
     "slower_here",
@@ -123,6 +124,11 @@ def accuracy_name(result: RunResult) -> str | None:
             return variant.metric.name
     measured = {name for variant in result.variants for name in variant.fidelity}
     return next((name for name in (*_FIDELITIES, *sorted(measured)) if name in measured), None)
+
+
+def rate_name(result: RunResult) -> str:
+    """What throughput counts: generated tokens of language models, samples of all others."""
+    return "tokens/s" if any(variant.generation for variant in result.variants) else "per s"
 
 
 def accuracy_of(result: RunResult, variant: VariantResult) -> Accuracy | None:

@@ -18,6 +18,7 @@ from pipeline.figures import (
     interval_text,
     number_text,
     percent_text,
+    rate_name,
     seconds_text,
     several_runtimes,
     slower_here,
@@ -75,7 +76,7 @@ def _table(result: RunResult, width: int) -> Table:
     table.add_column("variant\nverdict", min_width=14, max_width=names, overflow="fold")
     for percentile in ("p50", "p95", "p99"):
         table.add_column(f"{percentile}\nms", justify="right", no_wrap=True)
-    table.add_column("per s\nspeed-up", justify="right", no_wrap=True)
+    table.add_column(f"{rate_name(result)}\nspeed-up", justify="right", no_wrap=True)
     table.add_column(_accuracy_heading(result), no_wrap=True)
     table.add_column("size\nmemory", justify="right", no_wrap=True)
     for variant in in_order(result):

@@ -12,7 +12,9 @@ from workplace import Classifier, Workplace
 from model_repository import Repository
 from pipeline.records import Recorder
 from pipeline.records.model_files import model_files
+from pipeline.records.record import make_record, model_folder
 from pipeline.result import RunResult
+from stages.artifact import link
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,36 @@ def test_delivering_again_makes_no_second_one_and_takes_up_a_half_one(place: Wor
     assert tree(Path(taken_up.artifact_location.removeprefix("file://"))) == tree(
         Path(model.artifact_location.removeprefix("file://"))
     )
+
+
+def test_a_delivery_that_ends_before_the_job_has_its_model_is_finished_by_the_next(
+    place: Workplace, result: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.records import upsert as module
+
+    real = module.point_to
+    cut = result.model_copy(update={"job_id": "cut"})
+    kept = model_files(cut, "published", tmp_path)
+    digests = {variant: {name: digest for name, (_, digest) in files.items()} for variant, files in kept.items()}
+    record = make_record(cut, place.tracking_uri, {}, models=digests)
+    for variant, files in kept.items():
+        for name, (path, _) in files.items():
+            link(path, tmp_path / "spool" / "waiting" / "cut" / model_folder(variant) / name)
+
+    def not_the_job(client: Any, run: Any, model_id: str) -> None:
+        if run.data.tags["optimize.role"] == "job":
+            raise KeyboardInterrupt
+        real(client, run, model_id)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "point_to", not_the_job)
+        with pytest.raises(KeyboardInterrupt):
+            module.upsert(record, tmp_path / "spool" / "waiting" / "cut")
+    for _ in range(2):
+        _, run_id = module.upsert(record, tmp_path / "spool" / "waiting" / "cut")
+    [model] = models_of(place, cut).values()
+    outputs = client_of(place).get_run(run_id).outputs.model_outputs
+    assert [output.model_id for output in outputs] == [model.model_id]
 
 
 def test_all_variants_have_their_files_if_that_is_wished_and_none_have_if_not(

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.records.record import Model, model_folder
+from pipeline.records.record import Model
 
 __all__ = ["logged_model", "point_to"]
 
+_IDENTITY = ("optimize.job_id", "optimize.variant", "optimize.files")
 
-def logged_model(client: Any, experiment_id: str, run_id: str, model: Model, files: Path) -> str:
-    """The id of the logged model that holds `model`, whose files lie in `files`; made, taken up, or found.
 
-    MLflow makes the same one twice without a word, so it is searched by job and files first. One that is not `READY`
-    was left by a delivery that was interrupted, and gets its files again. Raises `MlflowException`.
+def logged_model(client: Any, experiment_id: str, run_id: str, model: Model, files: Callable[[], Path]) -> str:
+    """The id of the logged model that holds `model`; found, taken up, or made with the files in the folder that `files`
+    gives (it is asked only then). This is the one way by which a release's files get into MLflow.
+
+    MLflow makes the same one twice without a word, so it is searched first, by job, variant and the digest of its
+    files: another job's has the same files and other figures. One that is not `READY` was left by a delivery that was
+    interrupted, and gets its files again. Raises `MlflowException`.
     """
-    identity = {name: model.tags[name] for name in ("optimize.job_id", "optimize.files")}
-    query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in identity.items())
+    query = " and ".join(f"tags.`{name}` = '{model.tags[name]}'" for name in _IDENTITY)
     found = client.search_logged_models([experiment_id], filter_string=query)
     ready = [one for one in found if str(one.status) == "READY"]
     if ready:
@@ -34,13 +38,13 @@ def logged_model(client: Any, experiment_id: str, run_id: str, model: Model, fil
             model_type=model.type,
         )
         model_id = str(made.model_id)
-    client.log_model_artifacts(model_id, str(files / model_folder(model.tags["optimize.variant"])))
+    client.log_model_artifacts(model_id, str(files()))
     client.finalize_logged_model(model_id, "READY")
     return model_id
 
 
 def point_to(client: Any, run: Any, model_id: str) -> None:
-    """Make the logged model an output of a run, once."""
+    """Make the logged model an output of a run, once. `run` as it was before."""
     from mlflow.entities import LoggedModelOutput
 
     outputs = [] if run.outputs is None else run.outputs.model_outputs

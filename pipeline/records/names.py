@@ -33,7 +33,8 @@ METRICS = {
     "latency/p95_ms": "95th percentile of it",
     "latency/p99_ms": "99th percentile of it",
     "latency/cold_start_ms": "opening the session and the first answer",
-    "throughput/per_s": "samples a second, first batch size of the recipe",
+    "throughput/per_s": "samples a second, first batch size of the recipe; language models: generated tokens a second "
+    "over whole requests",
     "generation/ttft_p50_ms": "language models: median time to the first token, prompts as long as the documents, "
     "first batch size",
     "generation/ttft_p99_ms": "99th percentile of it",
@@ -112,6 +113,7 @@ VERSION_TAGS = {
     "optimize.variant": "the variant that was published",
     "optimize.verdict": "`pass`: nothing else is registered",
     "optimize.p95_ms": "95th percentile of its latency, first batch size of the recipe",
+    "optimize.tokens_per_s": "language models: generated tokens a second over whole requests, first batch size",
     "optimize.speedup": "the baseline's median latency over its own",
     "optimize.accuracy_drop": "relative drop from the baseline, a fraction (of the metric that the next tag names)",
     "optimize.metric": "the task's metric",
@@ -255,6 +257,7 @@ def version_tags(result: RunResult, model: str, version: int) -> dict[str, str]:
         "optimize.variant": result.chosen,
         "optimize.verdict": None if chosen is None else chosen.verdict,
         "optimize.p95_ms": None if latency is None else float(f"{latency.p95:.4g}"),
+        "optimize.tokens_per_s": _tokens_per_s(chosen),
         "optimize.speedup": None if chosen is None or chosen.speedup is None else float(f"{chosen.speedup:.4g}"),
         "optimize.accuracy_drop": None if metric is None else float(f"{metric.drop:.4g}"),
         "optimize.metric": None if metric is None else metric.name,
@@ -265,3 +268,9 @@ def version_tags(result: RunResult, model: str, version: int) -> dict[str, str]:
         "optimize.job_id": result.job_id,
     }
     return {name: _word(value) for name, value in tags.items() if value is not None}
+
+
+def _tokens_per_s(variant: VariantResult | None) -> float | None:
+    if variant is None or not variant.generation or variant.throughput_per_s is None:
+        return None
+    return float(f"{variant.throughput_per_s:.4g}")

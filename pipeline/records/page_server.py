@@ -60,13 +60,12 @@ def serve(tracking_uri: str, port: int | None = None) -> Iterator[str]:
     from pipeline.triggers.registry import Registry
 
     Registry(tracking_uri).client()  # refuses a database that a server of this version would change for good
-    port = _free(port)
-    command = [
-        sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1", "--host", _HOST, "--port", str(port),
-        "--backend-store-uri", f"sqlite:///{database}",
-        "--artifacts-destination", str(database.parent / "mlartifacts"),
-    ]  # fmt: skip
-    with tempfile.TemporaryFile() as log:
+    with _held(port) as port, tempfile.TemporaryFile() as log:
+        command = [
+            sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1", "--host", _HOST, "--port", str(port),
+            "--backend-store-uri", f"sqlite:///{database}",
+            "--artifacts-destination", str(database.parent / "mlartifacts"),
+        ]  # fmt: skip
         # A session of its own, so that Ctrl-C reaches it through us and all its processes can be ended together.
         process = subprocess.Popen(
             command,
@@ -108,14 +107,17 @@ def pages(tracking_uri: str, address: str, most: int = 10) -> list[Page]:
     return found
 
 
-def _free(port: int | None) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+@contextlib.contextmanager
+def _held(port: int | None) -> Iterator[int]:
+    """The port, or a free one, so that nobody else gets it: it is bound, but never listening, and so the server, which
+    says SO_REUSEADDR too, can have it."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((_HOST, port or 0))
+            holder.bind((_HOST, port or 0))
         except OSError as error:
             raise InputError(f"port {port} of {_HOST} cannot be used: {error.strerror}; take another --port") from error
-        return int(probe.getsockname()[1])
+        yield int(holder.getsockname()[1])
 
 
 def _die_with_parent() -> None:

@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.figures import chosen_name, in_order
 from pipeline.records.names import job_metrics, sweeps, variant_metrics, variant_params
-from pipeline.records.note import NOTE_LIMIT, note_of
+from pipeline.records.note import NOTE_LIMIT, note_of, without_folders
 from pipeline.result import FallbackResult, RunResult, VariantResult
 from stages.artifact import canonical_json
 
 __all__ = [
     "MODEL_FOLDER", "Dataset", "Entry", "Model", "Record", "Status", "fallback_file", "make_record",
-    "model_folder", "result_digest",
+    "model_folder", "model_of", "result_digest",
 ]  # fmt: skip
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -202,7 +202,7 @@ def make_record(
                 for name, fallback in told.items()
                 if name in files and variant.name in (fallback.variant, fallback.found)
             },
-            model=_model(result, variant, models[variant.name]) if models and variant.name in models else None,
+            model=model_of(result, variant, models[variant.name]) if models and variant.name in models else None,
         )
         for place, variant in enumerate(variants)
     ]
@@ -217,7 +217,8 @@ def make_record(
     )
 
 
-def _model(result: RunResult, variant: VariantResult, files: Mapping[str, str]) -> Model:
+def model_of(result: RunResult, variant: VariantResult, files: Mapping[str, str]) -> Model:
+    """The logged model of a variant. `files`: SHA-256 by path; those of its release if it is the one published."""
     release = result.release if variant.name == chosen_name(result) else None
     tags = {
         "optimize.job_id": result.job_id,
@@ -280,7 +281,7 @@ def _job_tags(result: RunResult, running: bool) -> dict[str, str]:
         "optimize.role": "job",
         "optimize.status": "running" if running else result.status,
         "optimize.chosen": chosen_name(result),
-        "mlflow.note.content": note_of(result),
+        "mlflow.note.content": note_of(result, running),
     }
     if release is not None:
         tags |= {
@@ -297,7 +298,7 @@ def _variant_tags(result: RunResult, variant: VariantResult) -> dict[str, str]:
         "optimize.role": "variant",
         "optimize.variant": variant.name,
         "optimize.verdict": variant.verdict,
-        "optimize.reason": variant.reason and variant.reason[:NOTE_LIMIT],
+        "optimize.reason": variant.reason and without_folders(variant.reason)[:NOTE_LIMIT],
         "optimize.baseline": str(variant.baseline).lower(),
         "optimize.front": str(variant.name in result.front).lower() if result.front else None,
         "optimize.chosen": str(variant.name == chosen_name(result)).lower(),

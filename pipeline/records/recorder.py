@@ -157,7 +157,7 @@ def _hand_over(courier: Courier, spool: Spool, place: Path, record: Record, time
     if answer.run_id is None or answer.experiment_id is None:
         return _failed(spool, place, record, answer.reason or "MLflow gave no run", answer.silent)
     url = page_of(record.tracking_uri, answer.experiment_id)
-    if not record.running:
+    if not record.running:  # the record of a run that goes on stays: it says more than was delivered of it
         receipt = Receipt(
             job_id=record.job_id,
             tracking_uri=record.tracking_uri,
@@ -169,7 +169,7 @@ def _hand_over(courier: Courier, spool: Spool, place: Path, record: Record, time
         )
         with contextlib.suppress(OSError):  # a full disk; without it the same job is merely delivered again
             spool.acknowledge(receipt)
-    spool.drop(place)
+        spool.drop(place)
     return Delivery(record.job_id, public(record.tracking_uri), answer.run_id, url, None)
 
 

@@ -1,7 +1,8 @@
 """Registering a release: as a version of `<model>-optimized` that holds the release's own files.
 
 MLflow takes the same thing twice without a word, so what is there is searched by the tag `optimize.key` before anything
-is made. The alias moves last.
+is made. The files are those of the logged model that the run's record has; only where it has none are they sent here.
+The alias moves last.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from model_repository import Repository
-from model_repository.layout import CONFIG, PROVENANCE
+from pipeline.records.logged_model import logged_model, point_to
+from pipeline.records.model_files import release_files
 from pipeline.records.names import version_tags
+from pipeline.records.note import headline
+from pipeline.records.record import model_of
 from pipeline.result import RunResult
 from stages.artifact import link
 from stages.errors import StageError
+from stages.mlflow_access import pointed_at
 
 __all__ = ["Registered", "Registration", "move_alias", "register"]
 
@@ -49,24 +54,20 @@ def register(result: RunResult, registration: Registration, tracking_uri: str, s
     """Make the release of a run a version of the registered model `registration.target`, once.
 
     The version's files are a model repository with this one release in it: what `models:/<target>@<alias>` downloads
-    can be served as it is. `scratch` is a folder on the repository's file system, for links. Raises `MlflowException`
-    for whatever the server has against it, `StageError` if the run has published nothing or is not on record.
+    can be served as it is. `scratch` is a folder for links to them. Raises `MlflowException` for whatever the server
+    has against it, `StageError` if the run has published nothing or is not on record, `RepositoryError` if the release
+    is no more what was published.
     """
-    import mlflow
+    from mlflow import MlflowClient
 
     if result.status != "published" or result.release is None:
         raise StageError(f"{result.model} was not published, so there is nothing to register")
     if result.mlflow is None or result.mlflow.run_id is None:
         raise StageError(f"the run {result.job_id} is not on record in MLflow, so nothing can be registered of it")
-    # The registry of a database asks the process's own tracking URI for the model that a version is made of.
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(tracking_uri)
-    try:
-        client = mlflow.MlflowClient(tracking_uri, tracking_uri)
+    with pointed_at(tracking_uri):
+        client = MlflowClient(tracking_uri, tracking_uri)
         version, new = _version(client, result, registration, scratch)
         alias = move_alias(client, registration, version)
-    finally:
-        mlflow.set_tracking_uri(before)
     return Registered(registration.target, version, new, alias)
 
 
@@ -100,14 +101,15 @@ def _version(client: Any, result: RunResult, registration: Registration, scratch
     found = client.search_model_versions(query, order_by=["version_number ASC"])
     if found:
         return int(found[0].version), False
-    model_id = _logged_model(client, result, registration, scratch)
     assert result.mlflow is not None
+    run = client.get_run(result.mlflow.run_id)
+    model_id = _logged_model(client, run, result, scratch)
     made = client.create_model_version(
         registration.target,
         source=f"models:/{model_id}",
-        run_id=result.mlflow.run_id,
+        run_id=run.info.run_id,
         tags={"optimize.key": registration.key, **version_tags(result, registration.model, registration.version)},
-        description=result.message,
+        description=f"{headline(result)} Made from {registration.model} version {registration.version}.",
         model_id=model_id,
     )
     return int(made.version), True
@@ -127,42 +129,23 @@ def _target(client: Any, registration: Registration) -> None:
             raise
 
 
-def _logged_model(client: Any, result: RunResult, registration: Registration, scratch: Path) -> str:
-    """The id of the logged model that holds the release's files; made, or what an interrupted process has left."""
-    assert result.mlflow is not None
-    assert result.release is not None
-    experiment = client.get_run(result.mlflow.run_id).info.experiment_id
-    query = f"tags.`optimize.key` = '{registration.key}'"
-    found = client.search_logged_models([experiment], filter_string=query)
-    ready = [model for model in found if str(model.status) == "READY"]
-    if ready:
-        return str(ready[0].model_id)
-    if found:
-        model_id = str(found[0].model_id)
-    else:
-        release = result.release
-        made = client.create_logged_model(
-            experiment,
-            name=re.sub(r"[/:.%\"']", "-", f"{release.model}-{release.version}-{release.variant}"),
-            source_run_id=result.mlflow.run_id,
-            tags={"optimize.key": registration.key, "optimize.job_id": result.job_id},
-            model_type="triton",
-        )
-        model_id = str(made.model_id)
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        _lay_out(result, Path(folder))
-        client.log_model_artifacts(model_id, folder)
-    client.finalize_logged_model(model_id, "READY")
-    return model_id
-
-
-def _lay_out(result: RunResult, folder: Path) -> None:
-    """Link a model repository with this one release into `folder`: what its provenance names, and nothing else."""
+def _logged_model(client: Any, run: Any, result: RunResult, scratch: Path) -> str:
+    """The id of the logged model that holds the release's files: that of the run's record if there is one."""
     release = result.release
     assert release is not None
-    repository = Repository(release.repository)
-    info = repository.verify(release.model, release.version)
-    home = repository.directory(release.model, release.version)
-    for name in (*info.provenance["release"]["files"], PROVENANCE):
-        link(home / name, folder / release.model / str(release.version) / name)
-    link(home / CONFIG, folder / release.model / CONFIG)
+    Repository(release.repository).verify(release.model, release.version)
+    files = release_files(release)
+    if not files:
+        raise StageError(f"{release.repository} has another version {release.version} of {release.model} by now")
+    variant = next(variant for variant in result.variants if variant.name == release.variant)
+    model = model_of(result, variant, {name: digest for name, (_, digest) in files.items()})
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+
+        def laid_out() -> Path:
+            for name, (path, _) in files.items():
+                link(path, Path(folder) / name)
+            return Path(folder)
+
+        model_id = logged_model(client, run.info.experiment_id, run.info.run_id, model, laid_out)
+    point_to(client, run, model_id)
+    return model_id

@@ -1,7 +1,8 @@
 """Bringing a record into MLflow so that it is there once, however often and however brokenly it is delivered.
 
 A run is searched by its tags (job, role, variant) before one is made, and the tags are part of the call that makes it.
-What a run holds already is known by its tag `optimize.record`, which is written last.
+What a run holds already is known by its tag `optimize.record`, which is written last. Over a network every request
+counts: what can go together does, and the variants go side by side.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipeline.records.address import sqlite_file
+from pipeline.records.address import is_server, sqlite_file
 from pipeline.records.logged_model import logged_model, point_to
 from pipeline.records.migration import of_another_version
 from pipeline.records.names import METRICS, is_param
-from pipeline.records.record import Dataset, Entry, Record
+from pipeline.records.record import Dataset, Entry, Record, model_folder
 from pipeline.records.view import VIEW_TAG, view_of
 
 __all__ = ["create_database", "upsert"]
@@ -26,11 +28,15 @@ __all__ = ["create_database", "upsert"]
 _BATCH = 500
 """Metrics in one request; MLflow takes 1,000."""
 
+_SIDE_BY_SIDE = 4
+"""Variants that are delivered to a server at once."""
+
 
 def upsert(record: Record, files: Path) -> tuple[str, str]:
     """Deliver a record whose artifact files lie in `files`. Returns the ids of the experiment and of the job's run.
 
-    Raises `MlflowException` for whatever the server or the database has against it.
+    Of a run that is still going on only the job's run is made, which its release names; the rest comes with the record
+    of its end. Raises `MlflowException` for whatever the server or the database has against it.
     """
     from mlflow import MlflowClient
 
@@ -39,19 +45,28 @@ def upsert(record: Record, files: Path) -> tuple[str, str]:
         create_database(database, files.parent.parent)
         _refuse_to_migrate(database, record.tracking_uri)
     client = MlflowClient(record.tracking_uri)
-    experiment_id = _experiment(client, record)
+    experiment_id, shown = _experiment(client, record)
     found = _existing(client, experiment_id, record.job_id)
-    run_ids = []
-    models: dict[str, str] = {}
-    for entry in record.entries:
-        run = found.get((entry.role, entry.variant))
-        run_ids.append(_deliver(client, experiment_id, entry, run, files, models))
-    _show(client, experiment_id, record)
-    published = record.entries[0].tags.get("optimize.chosen")
-    for entry, run_id in zip(record.entries, run_ids, strict=True):
-        if entry.variant == published and run_id in models:  # the job shows its figures, and so its model
-            point_to(client, client.get_run(run_ids[0]), models[run_id])
-    return experiment_id, run_ids[0]
+    job, *variants = record.entries
+    if record.running:
+        job, variants = job.model_copy(update={"datasets": [], "files": {}}), []
+    # First, and alone: two requests at once that bring the same dataset would both make it.
+    run, _ = _deliver(client, experiment_id, job, found.get((job.role, job.variant)), files)
+    published = job.tags.get("optimize.chosen")
+    largest_first = sorted(variants, key=lambda entry: entry.model is None)
+    with ThreadPoolExecutor(_SIDE_BY_SIDE if is_server(record.tracking_uri) else 1, "variant") as pool:
+        at_work = [
+            (entry, pool.submit(_deliver, client, experiment_id, entry, found.get((entry.role, entry.variant)), files))
+            for entry in largest_first
+        ]
+    for entry, done in at_work:
+        _, model_id = done.result()
+        if entry.variant == published and model_id is not None:  # the job shows its figures, and so its model
+            point_to(client, run, model_id)
+    view = view_of(record)
+    if not record.running and shown != view:  # the columns of MLflow's table; a running job has not all of its figures
+        client.set_experiment_tag(experiment_id, VIEW_TAG, view)
+    return experiment_id, str(run.info.run_id)
 
 
 def create_database(file: Path, scratch: Path) -> None:
@@ -93,7 +108,8 @@ def _artifacts(database: Path) -> str:
     return (database.parent / "mlartifacts").as_uri()
 
 
-def _experiment(client: Any, record: Record) -> str:
+def _experiment(client: Any, record: Record) -> tuple[str, str | None]:
+    """The id of the record's experiment, and what its table shows."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(record.experiment)
@@ -104,7 +120,7 @@ def _experiment(client: Any, record: Record) -> str:
             # MLflow's own default is a folder of whatever directory the process happens to be in.
             location = f"{_artifacts(database)}/{record.experiment}"
         try:
-            return str(client.create_experiment(record.experiment, artifact_location=location))
+            return str(client.create_experiment(record.experiment, artifact_location=location)), None
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -114,14 +130,7 @@ def _experiment(client: Any, record: Record) -> str:
             f"the experiment {record.experiment!r} was deleted: restore it with "
             f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`"
         )
-    return str(experiment.experiment_id)
-
-
-def _show(client: Any, experiment_id: str, record: Record) -> None:
-    """Give MLflow's table of these runs its columns. A running job has not all of its figures yet."""
-    view = view_of(record)
-    if not record.running and client.get_experiment(experiment_id).tags.get(VIEW_TAG) != view:
-        client.set_experiment_tag(experiment_id, VIEW_TAG, view)
+    return str(experiment.experiment_id), experiment.tags.get(VIEW_TAG)
 
 
 def _existing(client: Any, experiment_id: str, job_id: str) -> dict[tuple[str, str], Any]:
@@ -138,10 +147,12 @@ def _existing(client: Any, experiment_id: str, job_id: str) -> dict[tuple[str, s
     }
 
 
-def _deliver(client: Any, experiment_id: str, entry: Entry, run: Any, files: Path, models: dict[str, str]) -> str:
-    """The id of the entry's run. `models` gets that of its logged model, by the run's."""
+def _deliver(client: Any, experiment_id: str, entry: Entry, run: Any, files: Path) -> tuple[Any, str | None]:
+    """Bring one entry into its `run`, or into a new one. Returns the run as it was before, and the id of its logged
+    model."""
     if run is not None and run.data.tags.get("optimize.record") == entry.digest:
-        return str(run.info.run_id)
+        held = [] if run.outputs is None else run.outputs.model_outputs
+        return run, held[0].model_id if held else None
     if run is not None and _contradicts(run, entry):
         client.delete_run(run.info.run_id)
         run = None
@@ -154,10 +165,11 @@ def _deliver(client: Any, experiment_id: str, entry: Entry, run: Any, files: Pat
             tags={name: value for name, value in entry.tags.items() if name in identity},
         )
     run_id = str(run.info.run_id)
+    model_id = None
     if entry.model is not None:
-        models[run_id] = logged_model(client, experiment_id, run_id, entry.model, files)
-        point_to(client, run, models[run_id])
-    _log(client, run, entry, models.get(run_id))
+        folder = files / model_folder(entry.variant)
+        model_id = logged_model(client, experiment_id, run_id, entry.model, lambda: folder)
+        point_to(client, run, model_id)
     for name in run.data.tags:
         if name.startswith("optimize.") and name not in entry.tags and name != "optimize.record":
             client.delete_tag(run_id, name)
@@ -165,12 +177,12 @@ def _deliver(client: Any, experiment_id: str, entry: Entry, run: Any, files: Pat
         client.log_inputs(run_id, datasets=[_dataset(data) for data in entry.datasets])
     for name in entry.files:
         client.log_artifact(run_id, str(files / name))
-    if entry.end_ms is None:
-        client.update_run(run_id, status=entry.status)
-    else:
+    if entry.end_ms is not None:
         client.set_terminated(run_id, status=entry.status, end_time=entry.end_ms)
-    client.set_tag(run_id, "optimize.record", entry.digest)
-    return run_id
+    elif run.info.status != entry.status:
+        client.update_run(run_id, status=entry.status)
+    _log(client, run, entry, model_id)
+    return run, model_id
 
 
 def _contradicts(run: Any, entry: Entry) -> bool:
@@ -203,10 +215,11 @@ def _log(client: Any, run: Any, entry: Entry, model_id: str | None) -> None:
         Metric(name, value, time_ms, step) for name, step, value in entry.sweeps if (name, step, value) not in points
     ]
     params = [Param(name, value) for name, value in entry.params.items() if name not in run.data.params]
-    tags = [RunTag(name, value) for name, value in entry.tags.items()]
-    client.log_batch(run_id, metrics[:_BATCH], params, tags)
+    # Of one batch the tags are written last (MLflow 3.17, `SqlAlchemyStore.log_batch`), and this one is the last batch.
+    tags = [RunTag(name, value) for name, value in (entry.tags | {"optimize.record": entry.digest}).items()]
     for start in range(_BATCH, len(metrics), _BATCH):
         client.log_batch(run_id, metrics[start : start + _BATCH])
+    client.log_batch(run_id, metrics[:_BATCH], params, tags)
 
 
 def _dataset(data: Dataset) -> Any:

@@ -17,6 +17,7 @@ from pipeline.figures import (
     interval_text,
     number_text,
     percent_text,
+    rate_name,
     seconds_text,
     slower_here,
     spread_text,
@@ -32,7 +33,7 @@ _HOST_WORDS = {"cpu": "processor", "memory_bytes": "memory"}
 
 def variant_table(result: RunResult, colours: Mapping[str, str]) -> Html:
     """Every variant with its figures; below a variant, the reason for its verdict."""
-    headings = ["variant", "verdict", "p50 ms", "p95 ms", "p99 ms", "per s", "speed-up"]
+    headings = ["variant", "verdict", "p50 ms", "p95 ms", "p99 ms", rate_name(result), "speed-up"]
     headings += [accuracy_name(result) or "accuracy", "size", "memory", "cold start"]
     head = element(
         "tr", *(element("th", text, class_=None if place < 2 else "figure") for place, text in enumerate(headings))

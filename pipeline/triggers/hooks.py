@@ -197,7 +197,7 @@ def _get(tracking_uri: str, path: str, deadline: float) -> tuple[int, str]:
         return 0, "no time was left"
     request = urllib.request.Request(f"{public(tracking_uri).rstrip('/')}{path}")
     try:
-        with urllib.request.urlopen(request, timeout=min(left, 3.0)) as answer:
+        with urllib.request.urlopen(request, timeout=left) as answer:
             return int(answer.status), answer.read(1_000_000).decode(errors="replace")
     except urllib.error.HTTPError as error:
         with error:

@@ -33,6 +33,9 @@ _ENVIRONMENT = {
 
 _PAGE = 200
 
+_MOST_FILES = 10_000
+"""Files and folders that a version may have: a listing may be without end."""
+
 
 class RegistryAwayError(RequirementError):
     """The registry cannot be reached, or is broken for now. Asking again later may help."""
@@ -135,8 +138,9 @@ class Registry:
         """How large the files of a version are by the listing of its artifact store, counted until there are more than
         `enough`.
 
-        Raises `InputError` if a server says that they lie in a folder, unless `local`: it would be one of this machine,
-        chosen by whoever registered the version.
+        Raises `InputError` if the listing leaves out a size, has a name that leads elsewhere, or does not end; and if a
+        server says that they lie in a folder, unless `local`: it would be one of this machine, chosen by whoever
+        registered the version.
         """
         with self.errors(f"the files of version {version} of {name}"):
             from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -148,13 +152,24 @@ class Registry:
                     "say --allow-local-files if the server and this machine share that folder"
                 )
             repository = get_artifact_repository(address, self.tracking_uri, self.tracking_uri)
-            total, folders = 0, [""]
+            told = f"the artifact store of models:/{name}/{version} lists"
+            total, seen, folders = 0, 0, [""]
             while folders and total <= enough:
-                for entry in repository.list_artifacts(folders.pop() or None):
+                folder = folders.pop()
+                for entry in repository.list_artifacts(folder or None):
+                    seen += 1
+                    if seen > _MOST_FILES:
+                        raise InputError(f"{told} more than {_MOST_FILES:,} files and folders")
+                    if ".." in str(entry.path).split("/") or not str(entry.path).startswith(folder):
+                        raise InputError(f"{told} {str(entry.path)[:80]!r} in the folder {folder[:80]!r}")
                     if entry.is_dir:
-                        folders.append(entry.path)
+                        folders.append(str(entry.path))
+                    elif entry.file_size is None or int(entry.file_size) < 0:
+                        raise InputError(
+                            f"{told} {str(entry.path)[:80]!r} without a size, so nobody knows how large it is"
+                        )
                     else:
-                        total += max(int(entry.file_size or 0), 0)
+                        total += int(entry.file_size)
             return total
 
     def reachable(self) -> bool:

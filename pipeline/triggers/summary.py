@@ -8,11 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.triggers.queue import Row
+from pipeline.triggers.text import one_line, readable
 from pipeline.triggers.watch import Round
 
 __all__ = ["document", "junit", "markdown", "status_text"]
-
-_NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit(round_: Round) -> bytes:
@@ -22,16 +21,16 @@ def junit(round_: Round) -> bytes:
     for row in round_.rows:
         work = row.work
         name = f"version {work.version} ({work.recipe_name})"
-        case = ET.SubElement(suite, "testcase", classname=_xml(work.model), name=_xml(name))
+        case = ET.SubElement(suite, "testcase", classname=readable(work.model), name=readable(name))
         case.set("time", f"{row.seconds or 0:.3f}")
         if row.state == "refused":
-            ET.SubElement(case, "failure", message=_xml(row.message))
+            ET.SubElement(case, "failure", message=readable(row.message))
         elif row.state == "failed":
-            ET.SubElement(case, "error", message=_xml(row.message))
-        ET.SubElement(case, "system-out").text = _xml(row.message)
+            ET.SubElement(case, "error", message=readable(row.message))
+        ET.SubElement(case, "system-out").text = readable(row.message)
     for model, problem in round_.problems.items():
-        case = ET.SubElement(suite, "testcase", classname=_xml(model), name="queued")
-        ET.SubElement(case, "error", message=_xml(problem))
+        case = ET.SubElement(suite, "testcase", classname=readable(model), name="queued")
+        ET.SubElement(case, "error", message=readable(problem))
     for attribute, tag in (("tests", "testcase"), ("failures", "testcase/failure"), ("errors", "testcase/error")):
         suite.set(attribute, str(len(suite.findall(tag))))
     text: bytes = ET.tostring(suite, encoding="utf-8", xml_declaration=True)
@@ -92,7 +91,7 @@ def status_text(rows: list[Row]) -> str:
     table = [("state", "model", "version", "recipe", "asked", "why", "what came of it")]
     table += [
         (row.state, row.work.model, str(row.work.version), row.work.recipe_name, _time(row.asked_at), row.work.why,
-         _line(row.message))
+         one_line(row.message))
         for row in rows
     ]  # fmt: skip
     widths = [max(len(line[column]) for line in table) for column in range(6)]
@@ -106,14 +105,5 @@ def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def _xml(text: str) -> str:
-    return _NOT_XML.sub("�", text)
-
-
 def _cell(text: str) -> str:
-    return re.sub(r"([\\|`<>*_\[\]])", r"\\\1", _line(text))
-
-
-def _line(text: str) -> str:
-    """One line, without what a terminal would obey."""
-    return _xml(" ".join(text.split())).replace("\x7f", "�")
+    return re.sub(r"([\\|`<>*_\[\]])", r"\\\1", one_line(text))

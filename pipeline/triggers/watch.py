@@ -20,6 +20,7 @@ from pipeline.triggers.poll import Watched, look
 from pipeline.triggers.queue import Queue, Row
 from pipeline.triggers.registry import Registry, RegistryAwayError
 from pipeline.triggers.rules import Rules
+from pipeline.triggers.text import one_line
 from pipeline.units import Bytes, Seconds
 from stages.errors import InputError
 
@@ -101,7 +102,9 @@ def watch(options: WatchOptions, say: Callable[[str], None], *, once: bool = Fal
 
 class _Watcher:
     def __init__(self, options: WatchOptions, queue: Queue, say: Callable[[str], None], once: bool) -> None:
-        self._options, self._queue, self._say, self._once = options, queue, say, once
+        self._options, self._queue, self._once = options, queue, once
+        # What the registry says of itself may hold what a terminal would obey.
+        self._say: Callable[[str], None] = lambda text: say(one_line(text))
         self._registry = Registry(options.tracking_uri)
         self._inbox = Inbox(queue.connection)
         self._backoff = Backoff(min(options.interval, _RETRY_S), options.longest_wait)

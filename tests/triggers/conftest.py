@@ -55,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     server = MlflowServer(tmp_path_factory.mktemp("server"))
     server.start()
     yield server
-    server.stop()
+    server.close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -26,7 +27,7 @@ def registry(server: MlflowServer) -> Iterator[Registry]:
 
 
 def states(uri: str) -> dict[str, tuple[str, str]]:
-    return {finding.name: (finding.state, finding.text) for finding in examine(uri)}
+    return {finding.name: (finding.state, finding.text) for finding in examine(uri, seconds=120)}
 
 
 def test_a_hook_is_made_once_and_brought_up_to_date(registry: Registry) -> None:
@@ -57,7 +58,10 @@ def test_what_is_well_is_told(registry: Registry, server: MlflowServer) -> None:
     register_hook(registry, "mine", "https://1.1.1.1/webhook", SECRET)
     found = states(server.uri)
     assert found["server"][0] == "ok"
-    assert found["webhooks"] == ("ok", "1, readable in 8 of 8 requests")
+    assert found["webhooks"][0] == "ok"
+    assert re.fullmatch(r"1, readable in ([1-8]) of \1 requests", found["webhooks"][1]), (
+        "one that is too slow is no error"
+    )
     assert "webhook" not in found
 
 
@@ -78,12 +82,12 @@ def test_a_server_that_has_lost_its_key_is_told(
     try:
         state, text = states(server.uri)["webhooks"]
         assert state == "wrong"
-        assert "8 of 8 requests for the webhooks failed" in text
+        assert re.match(r"([1-8]) of \1 requests for the webhooks failed", text)
         assert "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY" in text
         with pytest.raises(RequirementError, match="MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"):
             register_hook(registry, "mine", "https://1.1.1.1/webhook", SECRET)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-        assert "WRONG: 8 of 8" in CliRunner().invoke(doctor).output
+        assert re.search(r"WRONG: ([1-8]) of \1", CliRunner().invoke(doctor).output)
     finally:
         server.stop()
         server.start()

@@ -56,6 +56,18 @@ def hints(store: Path) -> list[str]:
         connection.close()
 
 
+def deliver(address: str, body: bytes, signed: dict[str, str] | None = None) -> int:
+    """Post as MLflow does: once more, the same, where it is told to come again. Then what was kept the first time comes
+    a second time, and counts as accepted."""
+    signed, first = signed or headers(body), True
+    while True:
+        status = httpx.post(address, content=body, headers=signed, timeout=60).status_code
+        if status != 503:
+            return 202 if status == 409 and not first else status
+        first = False
+        time.sleep(0.2)
+
+
 def raw(address: str) -> socket.socket:
     parts = urlsplit(address)
     assert parts.hostname is not None and parts.port is not None
@@ -88,13 +100,13 @@ def test_a_delivery_is_accepted_once(receiver: Start, tmp_path: Path) -> None:
     address, process = receiver()
     body = body_of()
     signed = headers(body)
-    assert httpx.post(address, content=body, headers=signed).status_code == 202
+    assert deliver(address, body, signed) == 202
     assert hints(tmp_path / "store") == ["minilm"]
-    assert httpx.post(address, content=body, headers=signed).status_code == 409, "the same once more"
+    assert deliver(address, body, signed) == 409, "the same once more"
     process.send_signal(signal.SIGKILL)
     process.wait()
     address, _ = receiver()
-    assert httpx.post(address, content=body, headers=signed).status_code == 409, "also after a restart"
+    assert deliver(address, body, signed) == 409, "also after a restart"
     assert hints(tmp_path / "store") == ["minilm"]
 
 
@@ -132,7 +144,7 @@ def test_secrets_can_be_changed_without_a_gap(receiver: Start, tmp_path: Path) -
     address, _ = receiver("--secret-file", str(file))
     for secret, status in (("the new secret", 202), ("the old secret", 202), (SECRET, 401)):
         body = body_of()
-        assert httpx.post(address, content=body, headers=headers(body, secret=secret)).status_code == status
+        assert deliver(address, body, headers(body, secret=secret)) == status
 
 
 def test_other_addresses_and_methods(receiver: Start) -> None:
@@ -166,8 +178,7 @@ def test_malformed_json_is_answered(receiver: Start, tmp_path: Path) -> None:
 def test_names_that_could_do_harm_are_kept_nowhere(receiver: Start, tmp_path: Path) -> None:
     address, _ = receiver()
     for name in ("../../etc", "$(reboot)", "a'b", "x" * 300, "", None, 7, ["minilm"]):
-        body = body_of(name=name)
-        assert httpx.post(address, content=body, headers=headers(body)).status_code == 202
+        assert deliver(address, body_of(name=name)) == 202
     assert hints(tmp_path / "store") == []
     delivery = read_delivery("id", body_of(version="1; reboot", alias="$(x)"))
     assert (delivery.model, delivery.version, delivery.alias) == ("minilm", None, None)
@@ -208,13 +219,15 @@ def test_what_is_not_http_is_refused(receiver: Start) -> None:
 
 
 def test_whoever_is_slow_is_cut_off_and_keeps_nobody_waiting(tmp_path: Path) -> None:
-    """With a patience of one second, which the command does not offer."""
+    """With less patience than the command has."""
     from pipeline.triggers.receiver import ReceiverOptions, serve
 
     async def story() -> tuple[bytes, int]:
         said: list[str] = []
         stop = asyncio.Event()
-        options = ReceiverOptions(folder=tmp_path, secrets=(SECRET,), port=0, patience_s=1.0, connections=50)
+        options = ReceiverOptions(
+            folder=tmp_path, secrets=(SECRET,), port=0, patience_s=4.0, answer_s=60, connections=50
+        )
         served = asyncio.create_task(serve(options, said.append, stop))
         while not said:
             await asyncio.sleep(0.02)
@@ -224,7 +237,7 @@ def test_whoever_is_slow_is_cut_off_and_keeps_nobody_waiting(tmp_path: Path) -> 
         for _, writer in slow:
             writer.write(b"POST /webhook HTTP/1.1\r\nHost: x\r\nConte")
         body = body_of()
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             quick = await client.post(address, content=body, headers=headers(body))
         cut = await slow[0][0].read()
         for _, writer in slow:
@@ -239,7 +252,8 @@ def test_whoever_is_slow_is_cut_off_and_keeps_nobody_waiting(tmp_path: Path) -> 
 
 
 def test_of_a_thousand_at_once_no_accepted_delivery_is_lost(receiver: Start, tmp_path: Path) -> None:
-    """They come as fast as one process can send them, and the receiver is killed as soon as the last is answered."""
+    """They come as fast as one process can send them, those that are told to come again do, and the receiver is killed
+    as soon as the last is accepted."""
     address, process = receiver()
     parts = urlsplit(address)
     requests = []
@@ -249,25 +263,27 @@ def test_of_a_thousand_at_once_no_accepted_delivery_is_lost(receiver: Start, tmp
         head = ["POST /webhook HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *lines, "", ""]
         requests.append((f"model-{place}", "\r\n".join(head).encode() + body))
 
-    async def send(limit: asyncio.Semaphore, name: str, request: bytes) -> tuple[str, bytes]:
-        async with limit:
-            reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-            writer.write(request)
-            status = (await reader.readline()).split(b" ")[1]
-            writer.close()
-            return name, status
+    async def send(limit: asyncio.Semaphore, name: str, request: bytes) -> tuple[str, list[bytes]]:
+        answers: list[bytes] = []
+        while not answers or answers[-1] == b"503":
+            async with limit:
+                reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+                writer.write(request)
+                answers.append((await reader.readline()).split(b" ")[1])
+                writer.close()
+        return name, answers
 
-    async def burst() -> list[tuple[str, bytes]]:
+    async def burst() -> list[tuple[str, list[bytes]]]:
         limit = asyncio.Semaphore(500)
         return await asyncio.gather(*(send(limit, name, request) for name, request in requests))
 
     answers = asyncio.run(burst())
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert {status for _, status in answers} <= {b"202", b"503"}
-    accepted = {name for name, status in answers if status == b"202"}
-    assert len(accepted) > 500
-    assert accepted <= set(hints(tmp_path / "store"))
+    for _, told in answers:  # one that was kept though its sender was told to come again is known by then
+        assert told[-1] == b"202" or (told[-1] == b"409" and b"503" in told), told
+    kept = hints(tmp_path / "store")
+    assert sorted(kept) == sorted(name for name, _ in requests), "each is there, once"
 
 
 def test_a_file_that_cannot_be_written_is_no_acceptance(receiver: Start, tmp_path: Path) -> None:
@@ -279,7 +295,7 @@ def test_a_file_that_cannot_be_written_is_no_acceptance(receiver: Start, tmp_pat
     assert httpx.post(address, content=body, headers=signed).status_code == 503
     connection.execute("rollback")
     connection.close()
-    assert httpx.post(address, content=body, headers=signed).status_code in (202, 409)
+    assert deliver(address, body, signed) in (202, 409)
     assert hints(tmp_path / "store") == ["minilm"]
 
 

@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from test_receiver import Start, body_of, headers
+from test_receiver import Start, body_of
+from test_receiver import deliver as post
 
 from pipeline.triggers.inbox import read_delivery
 from pipeline.triggers.relay import GitHub, GitLab, payload
@@ -41,7 +41,7 @@ class Forge:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
 
 @pytest.fixture
@@ -59,8 +59,7 @@ def forge() -> Iterator[Callable[..., Forge]]:
 
 
 def deliver(address: str, **data: Any) -> None:
-    body = body_of(**data)
-    assert httpx.post(address, content=body, headers=headers(body)).status_code == 202
+    assert post(address, body_of(**data)) == 202
 
 
 def wait_for(true: Callable[[], bool]) -> None:
@@ -77,7 +76,7 @@ def test_a_delivery_is_passed_on_to_both(receiver: Start, forge: Callable[..., F
     deliver(address, name="minilm-optimized")
     deliver(address, name="../up")
     deliver(address)
-    wait_for(lambda: len(github.requests) == 1 and len(gitlab.requests) == 2)
+    wait_for(lambda: len(github.requests) >= 1 and len(gitlab.requests) >= 2)
     [(path, sent, body)] = github.requests
     assert path == "/repos/acme/models/dispatches"
     assert sent["authorization"] == "Bearer github-token"

@@ -10,6 +10,7 @@ import base64
 import itertools
 import json
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -23,7 +24,7 @@ from typing import Any
 __all__ = ["Browser", "chromium"]
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_PATIENCE_S = 90.0
+_PATIENCE_S = 180.0
 _NO_ASSISTANT = """
 for (const key of ["mlflow.assistant.panelOpen", "mlflow.assistant.fab.autoOpenedOnFirstLoad"]) {
   for (const name of [key, key + "_v1", key + ".v1"])
@@ -91,12 +92,15 @@ class Browser:
         drawn = "[...document.querySelectorAll('svg text')].map(each => each.textContent)"
         return str(self.run(f"[document.body ? document.body.innerText : '', ...{drawn}].join('\\n')"))
 
-    def until(self, *words: str) -> str:
-        """Wait until the page says all of `words`, and return what it says."""
+    def until(self, *words: str | re.Pattern[str], script: str | None = None) -> str:
+        """Wait until the page says all of `words`, and return what it says. A `script` gives other text to look at."""
         deadline = time.monotonic() + _PATIENCE_S
         while True:
-            said = self.text()
-            missing = [word for word in words if word not in said]
+            said = self.text() if script is None else str(self.run(script))
+            missing = [
+                word for word in words
+                if (word not in said if isinstance(word, str) else word.search(said) is None)
+            ]  # fmt: skip
             if not missing:
                 return said
             assert time.monotonic() < deadline, f"the page never said {missing}; it says:\n{said[:3000]}"

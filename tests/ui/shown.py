@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import psutil
@@ -37,25 +37,42 @@ def registered(place: Workplace, result: RunResult, name: str) -> int:
 
 @dataclass
 class Shown:
-    """`optimize ui` while it runs: the address that it told, and the two links of the model's last job."""
+    """`optimize ui` while it runs: the address that it told, and the two links of a model's last job. `models`: of so
+    many it tells."""
 
     place: Workplace
     result: RunResult
     name: str
+    models: int = 1
     address: str = ""
-    charts: str = ""
-    table: str = ""
+    links: dict[str, list[str]] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         self._process = self.place.start("ui", "--tracking-uri", self.place.tracking_uri)
         assert self._process.stdout is not None
-        lines = [self._process.stdout.readline() for _ in range(2)]
+        lines = [self._process.stdout.readline() for _ in range(2 * self.models)]
         if not all(lines):
             _, said = self._process.communicate()
             raise AssertionError(f"optimize ui ended: {said}")
-        self.charts, self.table = (line.split()[1] for line in lines)
+        for line in lines:
+            experiment, link = line.split()[:2]
+            self.links.setdefault(experiment, []).append(link)
         self.address = self.charts.partition("/#/")[0]
         return self
+
+    def of(self, result: RunResult, name: str) -> Shown:
+        """The same pages of another model."""
+        return replace(self, result=result, name=name)
+
+    @property
+    def charts(self) -> str:
+        """The printed link to the charts."""
+        return self.links[f"optimize/{self.name}"][0]
+
+    @property
+    def table(self) -> str:
+        """The printed link to the table."""
+        return self.links[f"optimize/{self.name}"][1]
 
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
@@ -67,11 +84,11 @@ class Shown:
         assert children
         os.kill(self._process.pid, signal.SIGINT)
         try:
-            code = self._process.wait(60)
+            code = self._process.wait(300)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             raise
-        _, alive = psutil.wait_procs(children, timeout=10)
+        _, alive = psutil.wait_procs(children, timeout=60)
         return code, alive
 
     def runs(self) -> dict[str, Any]:
@@ -95,6 +112,10 @@ class Shown:
         run = next(run for name, run in self.runs().items() if name.startswith(f"{self.name} "))
         where = f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
         return f"{self.address}/#/{where}?workflowType=machine_learning"
+
+    def artifact_page(self, file: str) -> str:
+        """The page of the job's run with one of its files open."""
+        return self.job_page().replace("?", f"/artifacts/{file}?")
 
     def version_page(self) -> str:
         """The page of the registered version."""
