@@ -87,6 +87,12 @@ class FrontDoorSocket:
     def _save(self) -> None:
         scratch = self._state.with_name(f".{self._state.name}.{os.getpid()}")
         scratch.write_text(self.ask("show servers state"))
+        # The front door reads it when it starts, as a user of its own: who drives a rollout may be another one.
+        with contextlib.suppress(FileNotFoundError):
+            before = self._state.stat()
+            scratch.chmod(before.st_mode & 0o777)
+            if os.getuid() == 0:
+                os.chown(scratch, before.st_uid, before.st_gid)
         scratch.replace(self._state)
 
     def _connected(self) -> socket.socket:

@@ -11,12 +11,12 @@ from stages.deploy.options import DeployOptions
 from stages.image.server import PORTS
 from stages.language.release.manifests import dns_name
 
-__all__ = ["RUN", "compose_document", "front_door_files"]
+__all__ = ["PRIVATE", "RUN", "compose_document", "front_door_files"]
 
 RUN = "run"
+PRIVATE = (RUN, "private", "keys.sha256")
+"""Nobody's but their owner's, as whom the front door runs. All else is read by other users' containers too."""
 _PORT = 8443
-_NAME_SERVER = "127.0.0.11:53"
-"""Docker's own, in every container."""
 _UNPRIVILEGED: dict[str, Any] = {
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges:true"],
@@ -42,13 +42,14 @@ def compose_document(versions: Sequence[Version], options: DeployOptions) -> dic
             _mounted(f"./{RUN}", "/run/haproxy", read_only=False),
         ],
         "depends_on": list(servers),
+        "logging": {"driver": "json-file", "options": {"max-size": "50m"}},  # a line for every request
         "stop_grace_period": f"{options.answer_s + 10}s",
     }
     prometheus = {
         "image": options.prometheus_image,
         **_UNPRIVILEGED,
         "networks": ["inside", "outside"],
-        "ports": ["127.0.0.1:9090:9090"],
+        "ports": ["127.0.0.1:${PROMETHEUS_PORT:-9090}:9090"],
         "volumes": [
             _mounted("./prometheus.yml", "/etc/prometheus/prometheus.yml"),
             _mounted("./rules.yml", "/etc/prometheus/rules.yml"),
@@ -60,7 +61,7 @@ def compose_document(versions: Sequence[Version], options: DeployOptions) -> dic
         **_UNPRIVILEGED,
         "tmpfs": ["/tmp"],  # noqa: S108 - within its container
         "networks": ["inside", "outside"],
-        "ports": ["127.0.0.1:3000:3000"],
+        "ports": ["127.0.0.1:${GRAFANA_PORT:-3000}:3000"],
         "environment": {
             "GF_SECURITY_ADMIN_PASSWORD": "${GRAFANA_PASSWORD:?write GRAFANA_PASSWORD=… into .env}",
             "GF_ANALYTICS_REPORTING_ENABLED": "false",
@@ -95,7 +96,7 @@ def front_door_files(versions: Sequence[Version], options: DeployOptions) -> dic
         stable=upstreams[0],
         candidate=upstreams[1] if len(upstreams) > 1 else None,
         bind=f":{_PORT}",
-        resolver=_NAME_SERVER,
+        names=True,
         sampled_percent=options.mirror_percent if options.strategy == "shadow" and len(upstreams) > 1 else 0,
         limits=Limits(options.requests_per_10s, options.body_bytes, options.answer_s),
     )

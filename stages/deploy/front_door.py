@@ -41,6 +41,15 @@ _SAMPLE = '"path":"%[var(txn.path)]","json_bytes":"%[var(txn.json_bytes)]","body
 _LONGEST_LINE = 65535
 _BUFFER_BYTES = 65536
 _SAMPLED_BYTES = 45_000  # in base64 a line of that length
+_RESOLVERS = """\
+# The engine gives its containers a name server, Docker another one than Podman. One that says nothing for a while (the
+# engine is being restarted) takes no version out of service; one that knows the name no more does.
+resolvers names
+    parse-resolv-conf
+    hold valid 5s
+    hold timeout 1h
+    accepted_payload_size 8192
+"""
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,8 @@ class FrontDoor:
 
     `bind`: where clients come in (`:8443`). `certificate`: a PEM file with certificate and key; None serves plain HTTP.
     `keys`: a file with the SHA-256 of the API keys, a hexadecimal line each; None asks for no key. `run`: the directory
-    of the sockets. `log`: where lines for people go. `resolver`: a name server (`127.0.0.11:53`) if addresses are names
-    that may move. `sampled_percent`: of the requests, kept for `optimize rollout` to ask both versions again.
+    of the sockets. `log`: where lines for people go. `names`: the addresses are names that may move, and are looked up
+    again and again. `sampled_percent`: of the requests, kept for `optimize rollout` to ask both versions again.
     """
 
     model: str
@@ -83,7 +92,7 @@ class FrontDoor:
     keys: str | None = "/etc/haproxy/keys.sha256"
     run: str = "/run/haproxy"
     log: str = "stdout"
-    resolver: str | None = None
+    names: bool = False
     sampled_percent: int = 0
     limits: Limits = field(default_factory=Limits)
 
@@ -97,7 +106,7 @@ def haproxy_configuration(door: FrontDoor) -> str:
         raise InputError("a weight is a percentage, from 0 to 100")
     sections = [
         _global(door),
-        *([_resolvers(door.resolver)] if door.resolver else []),
+        *([_RESOLVERS] if door.names else []),
         _ring(16 if door.sampled_percent else 4),
         _defaults(door),
         _rates(),
@@ -123,15 +132,6 @@ global
 """
 
 
-def _resolvers(address: str) -> str:
-    return f"""\
-resolvers names
-    nameserver local {address}
-    hold valid 5s
-    accepted_payload_size 8192
-"""
-
-
 def _ring(mebibytes: int) -> str:
     return f"""\
 # A line for every finished request. `optimize rollout` reads them over the runtime socket.
@@ -144,7 +144,7 @@ ring {REQUESTS}
 
 def _defaults(door: FrontDoor) -> str:
     limits = door.limits
-    moving = "\n    default-server resolvers names init-addr libc,none" if door.resolver else ""
+    moving = "\n    default-server resolvers names init-addr libc,none" if door.names else ""
     return f"""\
 defaults
     mode http
@@ -173,7 +173,8 @@ backend rates
 
 def _front(door: FrontDoor) -> str:
     limits, model = door.limits, re.escape(door.model)
-    tls = f" ssl crt {door.certificate} alpn h2,http/1.1" if door.certificate else ""
+    # Over HTTP/2 a refusal that comes before the body is read often reaches the client as a cancelled stream.
+    tls = f" ssl crt {door.certificate} alpn http/1.1" if door.certificate else ""
     lines = [
         f"bind {door.bind}{tls}",
         *([] if door.sampled_percent else ["log global"]),  # what is asked belongs in no log

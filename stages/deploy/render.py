@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from stages.deploy.argo import argo_objects
-from stages.deploy.compose import RUN, compose_document, front_door_files
+from stages.deploy.compose import PRIVATE, RUN, compose_document, front_door_files
 from stages.deploy.container import Version
 from stages.deploy.deployment import DEPLOYMENT, Deployment, VersionSummary
 from stages.deploy.front_door import CANDIDATE, STABLE
@@ -113,9 +113,19 @@ def deploy(stable: Deployed, candidate: Deployed | None, options: DeployOptions,
     files.texts[DEPLOYMENT] = deployment.model_dump_json(indent=1) + "\n"
     files.texts["README.md"] = readme(versions, options, deployment)
     for name, text in files.texts.items():
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text(text, encoding="utf-8")
+        _write(out, name, text)
     return Rendered(out, tuple(sorted(files.texts)), deployment)
+
+
+def _write(out: Path, name: str, text: str) -> None:
+    """With rights that do not depend on the caller's umask: containers read what is mounted as users of their own."""
+    file = out / name
+    own = file.parent.name in PRIVATE or name in PRIVATE
+    if not file.parent.is_dir():
+        file.parent.mkdir(parents=True)
+        file.parent.chmod(0o700 if own else 0o755)
+    file.write_text(text, encoding="utf-8")
+    file.chmod(0o600 if own else 0o644)
 
 
 def _versions(stable: Deployed, candidate: Deployed | None, options: DeployOptions) -> list[Version]:

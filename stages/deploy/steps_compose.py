@@ -25,24 +25,37 @@ def _start(model: str, options: DeployOptions) -> str:
     return f"""\
 ## Start
 
-1. Who starts it owns the sockets in `run/`: `echo "DEPLOY_USER=$(id -u):$(id -g)" >> .env`
+1. Who starts it owns this folder and the sockets in `run/`; the front door runs as that user:
+   `echo "DEPLOY_USER=$(id -u):$(id -g)" >> .env`
 2. A password for Grafana: `echo "GRAFANA_PASSWORD=$(openssl rand -hex 16)" >> .env`
-3. The certificate, its chain and its key, in one file: `private/front.pem`. To try it out:
+3. The certificate, its chain and its key, in one file: `private/front.pem`. To try it out, one that clients trust by
+   `c.pem`:
 
    ```
-   openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN={options.host} -keyout k.pem -out c.pem
-   cat c.pem k.pem > private/front.pem && rm c.pem k.pem && chmod 600 private/front.pem
+   openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN={options.host} \\
+     -addext subjectAltName=DNS:{options.host} -keyout k.pem -out c.pem
+   cat c.pem k.pem > private/front.pem && chmod 600 private/front.pem && rm k.pem
    ```
 
 4. API keys: {len(options.keys)} are known; without any, nobody gets in. A new one is made by `openssl rand -hex 32`,
    and its digest is a line of `keys.sha256`: `printf %s KEY | sha256sum | cut -d' ' -f1 >> keys.sha256`. The front door
-   reads the file when it starts.
-5. `docker compose up --detach`
+   reads the file when it starts: later it takes `docker compose restart front-door`.
+5. `docker compose up --detach`. Until a version's server has loaded the model, answers are 503. To wait for it:
 
-Clients ask `https://HOST:{options.port}/v2/models/{model}/infer` with the header `x-api-key: KEY` or
-`Authorization: Bearer KEY`. It is open for inference, readiness and health, over HTTP. Triton's settings, statistics
-and metrics are not reachable from outside, nor is a version by its number, nor gRPC. Prometheus is at 127.0.0.1:9090,
-Grafana at 127.0.0.1:3000. Whoever may open `run/` drives the deployment: keep it so."""
+   ```
+   until curl --fail --silent --cacert c.pem --header "x-api-key: KEY" \\
+     https://{options.host}:{options.port}/v2/health/ready; do sleep 1; done
+   ```
+
+Clients ask `https://{options.host}:{options.port}/v2/models/{model}/infer` with the header `x-api-key: KEY` or
+`Authorization: Bearer KEY`. It is open for inference, readiness and health, over HTTP/1.1. Triton's settings,
+statistics and metrics are not reachable from outside, nor is a version by its number, nor gRPC. Prometheus is at
+127.0.0.1:9090, Grafana at 127.0.0.1:3000 (`PROMETHEUS_PORT` and `GRAFANA_PORT` in `.env` change that). Whoever may open
+`run/` drives the deployment: keep it so.
+
+`docker compose down` ends it: the front door first, which finishes what it was asked. What Prometheus and Grafana have
+kept stays, unless one adds `--volumes`. `podman-compose` takes the same commands; Podman needs netavark and
+aardvark-dns, by which the containers find each other."""
 
 
 def _roll_out(options: DeployOptions) -> str:
@@ -61,7 +74,7 @@ and compares the answers. No client sees the candidate's, and no traffic is shif
 
 {how}
 
-**Promote:** `optimize rollout . --mode promote`. By hand, in this order (never both at 0):
+**Promote:** `optimize rollout . --mode promote`. By hand (with `socat`), in this order (never both at 0):
 
 ```
 echo "set server triton/candidate weight 100" | {_SOCKET}

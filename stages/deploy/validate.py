@@ -93,6 +93,8 @@ def _with_files(text: str, folder: Path) -> str:
     lines = []
     for line in text.splitlines():
         words = line.split()
+        if words == ["parse-resolv-conf"] and not Path("/etc/resolv.conf").exists():
+            continue  # the container will have one; this machine has none that could be read for the check
         if words[:1] == ["bind"] and "crt" in words:
             place = words.index("crt")
             words = words[: place - 1]  # `ssl crt FILE alpn …` end the line

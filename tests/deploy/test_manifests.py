@@ -196,7 +196,7 @@ def test_argo_and_traefik(tmp_path: Path) -> None:
 
 _FREE = (
     "labels", "annotations", "matchLabels", "selector", "limits", "requests", "plugins", "argoproj-labs/gatewayAPI",
-    "services", "networks", "volumes", "environment",
+    "services", "networks", "volumes", "environment", "options",
 )  # fmt: skip
 """Mappings whose keys are names of one's own, or another program's."""
 
