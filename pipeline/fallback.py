@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.bisection import SUFFIX, Bisection, Search
+from pipeline.figures import times_text
 from pipeline.flow import Flow, flow_of
 from pipeline.outcome import Outcome, accuracy_limits, deciding_batch
 from pipeline.recipe import Recipe
@@ -21,7 +22,7 @@ from pipeline.result import KeptGroup, VariantResult
 from pipeline.runner import Chosen, Runner
 from stages.check.per_sample import ERRORS, PerSample
 from stages.gate import judge
-from stages.select import Objective
+from stages.select import Objective, select
 from stages.variant import Variant
 
 __all__ = ["Search", "can_fall_back", "fall_back", "tell"]
@@ -50,7 +51,8 @@ def fall_back(recipe: Recipe, runner: Runner, outcome: Outcome) -> list[Search]:
     hopeful = [variant for variant in flow.variants(recipe) if _hopeful(recipe, runner, variant, rows)]
     searches = [Bisection(recipe, runner, variant).run() for variant in hopeful]
     if found := [search for search in searches if search.found]:
-        _measure(recipe, flow, runner, found)
+        best = select(outcome.candidates, recipe.objective)
+        _measure(recipe, flow, runner, found, None if best is None or best.baseline else best.name)
     return searches
 
 
@@ -74,6 +76,10 @@ def tell(searches: Sequence[Search], rows: Sequence[VariantResult], objective: O
         if row.verdict == "pass" and not _gains(row, objective, surely=True):
             told.reason += "; it is not known to be faster than the baseline: the speed gain is gone"
         said.append(f"{row.name} is {told.variant} with {told.reason}")
+        batch = deciding_batch(row, objective)
+        if batch is not None and batch.beside is not None:
+            times = times_text(batch.beside.value)
+            said.append(f"{row.name} was measured after the others, beside {row.beside}: {times} as fast as that")
     return said
 
 
@@ -107,13 +113,16 @@ def _short_of_accuracy(recipe: Recipe, runner: Runner, variant: Variant) -> bool
     return judge(given, before, limits).verdict != "pass" and judge(perfect, before, limits).verdict == "pass"
 
 
-def _measure(recipe: Recipe, flow: Flow, runner: Runner, found: Sequence[Search]) -> None:
-    """Measure what was found beside what it came of and the baseline, with as much time for each form as before."""
-    names = [flow.baseline]
+def _measure(recipe: Recipe, flow: Flow, runner: Runner, found: Sequence[Search], best: str | None) -> None:
+    """Measure what was found beside what it came of, the baseline, and the `best` of the others that passed.
+
+    Each form has as much time as before.
+    """
+    names = [flow.baseline] if best is None else [flow.baseline, best]
     for search in found:
         assert search.found is not None
         names += [search.variant.name, search.found.name]
-        runner.choices[search.found.name] = Chosen(search.found.name, None, _MEASUREMENT)
+        runner.choices[search.found.name] = Chosen(search.found.name, None, _MEASUREMENT, best)
         runner.run(flow.suites(recipe, search.found))
     share = min(1.0, len(names) / len(runner.artifacts["profile"].metadata["names"]))
     step = flow.profile(recipe, {name: name for name in names})

@@ -77,7 +77,8 @@ def judge_variants(recipe: Recipe, runner: Runner, more: Sequence[Variant] = ())
         if row.verdict not in ("error", "not_run"):
             _judge_tasks(row, runner, flow.baseline, _task_limits(recipe))
         rows.append(row)
-    return Outcome(rows, [candidate_of(row, rows[0]) for row in rows])
+    by_name = {row.name: row for row in rows}
+    return Outcome(rows, [candidate_of(row, by_name[row.beside] if row.beside else rows[0]) for row in rows])
 
 
 def deciding_batch(row: VariantResult, objective: Objective) -> BatchFigures | None:
@@ -98,11 +99,18 @@ def _measured(runner: Runner, variant: str, first: str) -> Mapping[str, Any] | N
     # A later measurement has the chosen forms only, under the variants' own names.
     over = baseline.form if chosen.measurement == baseline.measurement else first
     if figures["error"] is None:
-        races = {size: faster(profile, chosen.form, over, int(size)) for size in figures["batches"]}
-        figures["speedups"] = {
-            size: {"value": race.ratio, "low": race.low, "high": race.high} for size, race in races.items()
-        }
+        figures["speedups"] = _ratios(profile, chosen.form, over)
+        if chosen.beside is not None and profile.metadata["variants"][chosen.beside]["error"] is None:
+            figures["beside"] = _ratios(profile, chosen.form, chosen.beside)
     return figures
+
+
+def _ratios(measurement: Artifact, form: str, over: str) -> dict[str, Any]:
+    """How many times as fast one form is as another, by batch size."""
+    races = {
+        size: faster(measurement, form, over, int(size)) for size in measurement.metadata["variants"][form]["batches"]
+    }
+    return {size: {"value": race.ratio, "low": race.low, "high": race.high} for size, race in races.items()}
 
 
 def _judged(
@@ -125,6 +133,7 @@ def _judged(
         row.digest = artifact.digest
         _describe(row, artifact)
     if measured is not None:
+        row.beside = runner.choices[variant.name].beside if "beside" in measured else None
         _figures(row, measured, limits.batch_size)
     evaluation = runner.artifacts.get(f"check {variant.name}")
     steps = (variant.name, f"check {variant.name}", f"suite {variant.name}", row.measurement)
@@ -236,20 +245,23 @@ def _figures(row: VariantResult, measured: Mapping[str, Any], first: int) -> Non
         batch.speedup = Ratio.model_validate(speedup)
         if batch.batch_size == first:
             row.speedup = batch.speedup.value
+    for batch in row.batches:
+        batch.beside = Ratio.model_validate(measured["beside"][str(batch.batch_size)]) if row.beside else None
 
 
-def candidate_of(row: VariantResult, baseline: VariantResult) -> Candidate:
+def candidate_of(row: VariantResult, reference: VariantResult) -> Candidate:
+    """What select needs of a row. `reference`: the variant that `row.beside` names, or the baseline."""
     narrow, widest = deciding_batch(row, "latency"), deciding_batch(row, "throughput")
     p50 = narrow.latency_ms.p50 if narrow else None
     throughput = widest.throughput_per_s if widest else None
-    if row.measurement != baseline.measurement:
-        # Times of different minutes cannot be compared; how many times faster than the baseline can.
-        before = {batch.batch_size: batch for batch in baseline.batches}
+    if row.measurement != reference.measurement:
+        # Times of different minutes cannot be compared; how many times as fast as what both minutes have can.
+        before = {batch.batch_size: batch for batch in reference.batches}
         p50 = throughput = None
-        if narrow and narrow.speedup and narrow.batch_size in before:
-            p50 = before[narrow.batch_size].latency_ms.p50 / narrow.speedup.value
-        if widest and widest.speedup and widest.batch_size in before:
-            throughput = before[widest.batch_size].throughput_per_s * widest.speedup.value
+        if narrow and narrow.batch_size in before and (ratio := narrow.beside if row.beside else narrow.speedup):
+            p50 = before[narrow.batch_size].latency_ms.p50 / ratio.value
+        if widest and widest.batch_size in before and (ratio := widest.beside if row.beside else widest.speedup):
+            throughput = before[widest.batch_size].throughput_per_s * ratio.value
     return Candidate(
         name=row.name,
         passed=row.verdict == "pass",

@@ -46,7 +46,8 @@ class Ratio(_Document):
 
 
 class BatchFigures(_Document):
-    """One batch size of one variant. `settled`: the median's relative interval came under the limit in time."""
+    """One batch size of one variant. `settled`: the median's relative interval came under the limit in time. `beside`:
+    how many times as fast it is as the variant that the row's `beside` names."""
 
     batch_size: int
     latency_ms: Latency
@@ -55,6 +56,7 @@ class BatchFigures(_Document):
     relative_interval: float
     settled: bool
     speedup: Ratio | None = None
+    beside: Ratio | None = None
 
 
 class Interval(_Document):
@@ -129,8 +131,10 @@ class VariantResult(_Document):
     form: str | None = None
     """What the chosen form is called in the measurement: the variant's name, or that with `+fused`."""
     measurement: str | None = None
-    """The step that its speed was measured in, beside the baseline. Times of two measurements cannot be compared,
-    speed-ups can."""
+    """The step that its speed was measured in, beside the baseline. Times of two measurements cannot be compared."""
+    beside: str | None = None
+    """Of a variant that was measured after the others: the best one until then, if not the baseline, which was measured
+    again with it. By that they are compared: a busy machine may slow one kind of arithmetic more than another."""
     verdict: Verdict
     reason: str | None = None
     samples_needed: int | None = None

@@ -37,11 +37,13 @@ class Failure:
 @dataclass(frozen=True)
 class Chosen:
     """The form that a variant took, by its name in the `measurement` (a step) that its figures are from, and the race
-    of fused over unfused, if any. Only forms of one measurement can race each other."""
+    of fused over unfused, if any. Only forms of one measurement can race each other: in a later one `beside` is the
+    variant, the baseline aside, that was measured again for that."""
 
     form: str
     race: Race | None
     measurement: str = "profile"
+    beside: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx_artifacts import linear
 from planted import Planted, quick_run
 from workplace import Finished, Workplace
 
@@ -242,6 +243,31 @@ def test_a_speed_up_is_that_over_the_baseline_in_the_same_measurement(tmp_path: 
     recipe = Recipe.parse({"model": "x", "variants": [config]})
     found = config.model_copy(update={"name": "int8-dynamic+fallback"})
     assert [row.speedup for row in judge_variants(recipe, runner, [found]).rows] == [1.0, 3.0, 2.0]
+
+
+def test_what_was_found_is_compared_with_the_best_that_was_measured_beside_it(tmp_path: Path) -> None:
+    """Between the two measurements the machine became twice as fast in 8-bit arithmetic, and little faster in 32 bits.
+    Over the baseline what was found gains more than int8-dynamic did, beside int8-dynamic it is slower."""
+    runner = Runner(Store(tmp_path / "store"), QUIET, "host", 60, lambda: None)
+    runner.give("profile", measurement(tmp_path / "first", {"fp32": 6.0, "int8-dynamic": 4.0, "int8-static": 4.4}))
+    later = {"fp32": 5.0, "int8-dynamic": 1.6, "int8-static": 1.8, "int8-static+fallback": 2.0}
+    runner.give("profile fallback", measurement(tmp_path / "second", later))
+    for name in ("fp32", "int8-dynamic", "int8-static"):
+        runner.choices[name] = Chosen(name, None)
+    name = "int8-static+fallback"
+    runner.choices[name] = Chosen(name, None, "profile fallback", "int8-dynamic")
+    for made in runner.choices:
+        runner.give(made, linear(tmp_path / made, np.ones((4, 2))))
+    config = parse_variant("int8-static")
+    recipe = Recipe.parse({"model": "x", "calibration": "y", "variants": [parse_variant("int8-dynamic"), config]})
+    outcome = judge_variants(recipe, runner, [config.model_copy(update={"name": name})])
+    row = outcome.rows[-1]
+    assert (row.beside, row.speedup) == ("int8-dynamic", 2.5)
+    assert row.batches[0].beside is not None
+    assert row.batches[0].beside.value == pytest.approx(0.8)
+    assert outcome.rows[1].beside is None
+    times = {candidate.name: candidate.p50_ms for candidate in outcome.candidates}
+    assert times == {"fp32": 6.0, "int8-dynamic": 4.0, "int8-static": 4.4, name: pytest.approx(5.0)}
 
 
 def measurement(path: Path, ms: dict[str, float]) -> Artifact:
